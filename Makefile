@@ -1,0 +1,45 @@
+# Everything a person or CI runs. `make train` and `make test` install what they need first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUTPUT ?= runs/first
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+
+.PHONY: install train test test-gpu check format clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
+	@command -v c++ >/dev/null || { echo "no C++ compiler found: DeepSpeed compiles a small operator at first use." \
+	  "Install one (Debian and Ubuntu: apt-get install g++) and run make again." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+train: install
+	$(BIN)/deepspeed --num_accelerators 2 recipes/train_rec.py --deepspeed_config recipes/configs/pipeline_2.json \
+	  --model llama-tiny --dataset synthetic --num_train_epochs 12 --eval_epochs 4 --output_dir $(OUTPUT)
+
+test: install
+	$(BIN)/python -m pytest
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,71 @@
+"""Send next time what was left out this time."""
+
+import torch
+from torch import Tensor
+
+from recparallel.compression.base import Codec, Payload
+
+Key = tuple[str, ...]
+"""Global names of the parameters in a bucket, in order."""
+
+
+class ErrorFeedback:
+    """Error feedback around any codec.
+
+    1. ``p = g + e``: the gradient plus what earlier payloads left out.
+    2. Send ``C(p)``; keep ``e = p - decode(C(p))``.
+
+    So ``sent + residual == input`` in every step (Karimireddy et al., "Error feedback fixes SignSGD and other
+    gradient compression schemes", ICML 2019, Algorithm 1). Residuals are kept by bucket and stored by parameter name:
+    when buckets are cut anew, each parameter finds its residual again. They are kept in fp32, also for gradients of
+    lower precision.
+
+    Example:
+        >>> from recparallel.compression.top_k import TopK
+        >>> feedback = ErrorFeedback(TopK(ratio=0.5))
+        >>> payload = feedback.encode(torch.tensor([1.0, 2.0]), ("w",), [2])
+        >>> feedback.state_dict()["w"].tolist()
+        [1.0, 0.0]
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self._residuals: dict[Key, Tensor] = {}
+        self._sizes: dict[Key, list[int]] = {}
+
+    def encode(self, flat_N: Tensor, names: Key, sizes: list[int]) -> Payload:
+        """Encode ``flat_N`` (N,) plus its residual, in fp32, and keep the new residual.
+
+        Args:
+            names: the parameters that the bucket holds, in order.
+            sizes: their numbers of elements; they add up to N.
+        """
+        if names not in self._residuals:
+            self._residuals[names] = self._regroup(names, flat_N)
+            self._sizes[names] = sizes
+        corrected_N = self._residuals[names].add_(flat_N)
+        payload = self.codec.encode(corrected_N)
+        sent_N = torch.zeros_like(corrected_N)
+        self.codec.add_decoded(payload, sent_N)
+        corrected_N.sub_(sent_N)  # in place: the stored tensor now is the new residual
+        return payload
+
+    def _regroup(self, names: Key, like_N: Tensor) -> Tensor:
+        known = self.state_dict()
+        if not any(name in known for name in names):
+            return torch.zeros_like(like_N, dtype=torch.promote_types(like_N.dtype, torch.float32))
+        self._residuals = {key: value for key, value in self._residuals.items() if not set(key) & set(names)}
+        return torch.cat([known[name].to(like_N.device) for name in names])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Residuals by global parameter name, each flat."""
+        return {
+            name: part
+            for key, flat in self._residuals.items()
+            for name, part in zip(key, flat.split(self._sizes.get(key, [flat.numel()])))
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take residuals by name; they are grouped into buckets when each bucket is first seen."""
+        self._residuals = {(name,): tensor.clone() for name, tensor in state.items()}
+        self._sizes = {}

@@ -1,0 +1,247 @@
+"""The ``"recparallel"`` section of a DeepSpeed JSON, strictly validated, and the checks that need both.
+
+DeepSpeed ignores top-level keys that it does not know, so one file configures both. Everything here runs before a
+process group exists and imports neither torch nor DeepSpeed.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from recparallel import registry
+from recparallel.errors import ConfigError, UnknownNameError
+
+SECTION = "recparallel"
+DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
+"""Partition methods that DeepSpeed implements itself; they are handed to it unchanged."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartitionConfig(_Section):
+    """How layers are cut into stages.
+
+    ``method`` is a registered partitioner or one of DeepSpeed's own; ``repeats`` and ``warmup`` are timed and untimed
+    passes per layer for methods that measure.
+    """
+
+    method: str = "profile"
+    repeats: int = Field(default=3, ge=1)
+    warmup: int = Field(default=1, ge=0)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method.lower().startswith("type:") or method.lower() in DEEPSPEED_METHODS or method in registry.partitioners:
+            return method
+        raise UnknownNameError("partition method", method, [*registry.partitioners, *DEEPSPEED_METHODS])
+
+    @property
+    def measured(self) -> bool:
+        """The method is ours and wants a profile."""
+        return self.method in registry.partitioners
+
+
+class CompressionConfig(_Section):
+    """What is exchanged between replicas: a codec by name, its options beside it.
+
+    Keys other than ``codec`` and ``error_feedback`` are options of the codec, checked by the codec itself.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    codec: str = "none"
+    error_feedback: bool = True
+
+    @field_validator("codec")
+    @classmethod
+    def _known(cls, codec: str) -> str:
+        if codec not in registry.codecs:
+            raise UnknownNameError("codec", codec, registry.codecs)
+        return codec
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RecParallelConfig(_Section):
+    """Everything under ``"recparallel"``.
+
+    Attributes:
+        stages: pipeline stages; the remaining factor of the world size is the number of replicas.
+        seed: of initial weights, dropout and negatives; results do not depend on how the work is cut.
+        partition: how layers are cut into stages.
+        compression: what replicas exchange; leave it out and DeepSpeed's own exchange runs untouched.
+    """
+
+    stages: int = Field(default=1, ge=1)
+    seed: int = Field(default=1234, ge=0)
+    partition: PartitionConfig = PartitionConfig()
+    compression: CompressionConfig | None = None
+
+
+def read_deepspeed_config(config: str | Path | dict[str, Any]) -> dict[str, Any]:
+    """The DeepSpeed JSON as a dict.
+
+    Raises:
+        ConfigError: the file is missing, or is not a JSON object.
+    """
+    if isinstance(config, dict):
+        return config
+    path = Path(config)
+    if not path.is_file():
+        raise ConfigError(f"DeepSpeed config {path} does not exist; expected a JSON file (examples: recipes/configs/)")
+    try:
+        loaded = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds a {type(loaded).__name__}, expected a JSON object")
+    return loaded
+
+
+def parse_config(deepspeed_config: dict[str, Any]) -> RecParallelConfig:
+    """Validate the ``"recparallel"`` section; a missing section means all defaults.
+
+    Raises:
+        ConfigError: one line per wrong key: where, what was given, what is allowed.
+    """
+    section = deepspeed_config.get(SECTION, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f'"{SECTION}" must be a JSON object, got {section!r}')
+    try:
+        return RecParallelConfig.model_validate(section)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    path = [SECTION, *map(str, problem["loc"])]
+    where = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        allowed = _fields_at(path[1:-1])
+        near = difflib.get_close_matches(path[-1], allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key (given {problem['input']!r}); allowed here: {', '.join(sorted(allowed))}.{hint}"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')} (given {problem['input']!r})"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {"partition": PartitionConfig, "compression": CompressionConfig}
+    return list(sections.get(path[-1] if path else "", RecParallelConfig).model_fields)
+
+
+def check_together(
+    deepspeed_config: dict[str, Any], config: RecParallelConfig, *, world_size: int, num_layers: int | None = None
+) -> None:
+    """Refuse combinations that cannot run, before any process starts talking.
+
+    Args:
+        world_size: number of processes of the launch.
+        num_layers: layers of the model, where known.
+
+    Raises:
+        ConfigError: what was given, why it cannot run, and what would.
+    """
+    if world_size % config.stages:
+        divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
+        raise ConfigError(
+            f"{SECTION}.stages is {config.stages}, but the launch has {world_size} processes; stages must be one of {divisors}"
+        )
+    if num_layers is not None and config.stages > num_layers:
+        raise ConfigError(
+            f"{SECTION}.stages is {config.stages}, but the model has only {num_layers} layers; use at most {num_layers}"
+        )
+    _check_batch_sizes(deepspeed_config, replicas=world_size // config.stages)
+    _check_zero(deepspeed_config, config)
+
+
+def _check_batch_sizes(deepspeed_config: dict[str, Any], *, replicas: int) -> None:
+    total, micro, accumulation = (
+        deepspeed_config.get(key)
+        for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    )
+    given = {
+        key: value for key, value in (("train_batch_size", total), ("train_micro_batch_size_per_gpu", micro)) if value
+    }
+    if not given:
+        raise ConfigError(
+            "the DeepSpeed config sets neither train_batch_size nor train_micro_batch_size_per_gpu; set one"
+        )
+    if total and micro and accumulation and total != micro * accumulation * replicas:
+        raise ConfigError(
+            f"train_batch_size is {total}, but train_micro_batch_size_per_gpu {micro} × "
+            f"gradient_accumulation_steps {accumulation} × {replicas} replicas = {micro * accumulation * replicas}; "
+            "they must be equal"
+        )
+    per_replica = (micro or 1) * (accumulation or 1) * replicas
+    if total and total % per_replica:
+        raise ConfigError(
+            f"train_batch_size {total} is not a multiple of {per_replica} (train_micro_batch_size_per_gpu {micro or 1} × "
+            f"gradient_accumulation_steps {accumulation or 1} × {replicas} replicas)"
+        )
+
+
+def _check_zero(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    zero = deepspeed_config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    if stage >= 2 and config.stages > 1:
+        raise ConfigError(
+            f"zero_optimization.stage is {stage} with {config.stages} pipeline stages: ZeRO-2 and ZeRO-3 cut the "
+            "gradients that a pipeline accumulates over micro-batches, and DeepSpeed refuses the pair; use stage 0 or 1"
+        )
+    if config.compression is None:
+        return
+    codec = config.compression.codec
+    if stage >= 2:
+        raise ConfigError(
+            f"{SECTION}.compression.codec is {codec!r} with zero_optimization.stage {stage}: gradients are cut and "
+            "reduced inside the backward pass there; codecs run with stage 0 or 1"
+        )
+    if stage == 1 and zero.get("overlap_comm"):
+        raise ConfigError(
+            f"{SECTION}.compression with zero_optimization.overlap_comm: true is not supported; set it to false"
+        )
+    if stage == 1 and zero.get("contiguous_gradients") is False:
+        raise ConfigError(
+            f"{SECTION}.compression needs zero_optimization.contiguous_gradients: true (the default), got false"
+        )
+    if deepspeed_config.get("prescale_gradients") or deepspeed_config.get("gradient_predivide_factor", 1.0) != 1.0:
+        raise ConfigError(
+            f"{SECTION}.compression: a codec scales the average itself; remove prescale_gradients and gradient_predivide_factor"
+        )
+    optimizer = str((deepspeed_config.get("optimizer") or {}).get("type", "")).lower()
+    if optimizer.startswith(("onebit", "zeroone")):
+        raise ConfigError(
+            f"{SECTION}.compression with optimizer.type {optimizer!r}: 1-bit optimizers compress gradients themselves; choose one"
+        )
+
+
+AUTO = "auto"
+
+
+def fill_auto(deepspeed_config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Replace every ``"auto"`` by the value that ``values`` has for its key, as Hugging Face's Trainer does.
+
+    Raises:
+        ConfigError: an ``"auto"`` for which there is no value.
+    """
+
+    def fill(node: Any, path: str) -> Any:
+        if isinstance(node, dict):
+            return {key: fill(value, f"{path}.{key}" if path else key) for key, value in node.items()}
+        if node != AUTO:
+            return node
+        key = path.rsplit(".", 1)[-1]
+        if key not in values:
+            raise ConfigError(f'{path} is "auto", but only these can be: {", ".join(sorted(values))}')
+        return values[key]
+
+    filled: dict[str, Any] = fill(deepspeed_config, "")
+    return filled

@@ -1,0 +1,38 @@
+"""Put attributes on one object and take them off again."""
+
+from typing import Any
+
+_ABSENT = object()
+
+
+class Bindings:
+    """Attributes set on instances, with what was there before.
+
+    Example:
+        >>> class Engine:
+        ...     def step(self): return "theirs"
+        >>> engine, bindings = Engine(), Bindings()
+        >>> bindings.bind(engine, "step", lambda: "ours")
+        >>> engine.step()
+        'ours'
+        >>> bindings.remove()
+        >>> engine.step(), vars(engine)
+        ('theirs', {})
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def bind(self, owner: Any, name: str, value: Any) -> None:
+        """Set ``owner.name`` to ``value`` until :meth:`remove`."""
+        self._before.append((owner, name, owner.__dict__.get(name, _ABSENT)))
+        owner.__dict__[name] = value
+
+    def remove(self) -> None:
+        """Undo every binding, the latest first. A second call does nothing."""
+        while self._before:
+            owner, name, before = self._before.pop()
+            if before is _ABSENT:
+                del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = before

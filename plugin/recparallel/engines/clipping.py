@@ -1,0 +1,30 @@
+"""Clip by the norm of every gradient, each counted once.
+
+``deepspeed.runtime.utils.clip_grad_norm_`` (0.19) adds only the gradients of ranks whose "model-parallel rank" is 0
+to the norm. In a pipeline without ZeRO these are the ranks of the first stage, so the norm, and with it the update,
+depends on the cut. It also counts a tied table once per stage that holds it.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def clip_gradients(engine: Any) -> None:
+    """Scale all gradients so that their joint 2-norm is at most ``engine.gradient_clipping()``.
+
+    Sums the squares of the own stage's gradients in fp32, leaving out tied copies (``ds_pipe_replicated``), adds them
+    over the ranks that together hold one replica, and scales as ``torch.nn.utils.clip_grad_norm_`` does. Sets
+    ``engine._global_grad_norm``.
+    """
+    gradients = [(p, p.grad) for p in engine.module.parameters() if p.grad is not None]
+    own = [g.norm(dtype=torch.float32).square() for p, g in gradients if not getattr(p, "ds_pipe_replicated", False)]
+    squares = torch.stack(own).sum() if own else torch.zeros((), device=engine.device)
+    if engine.mpu is not None:
+        dist.all_reduce(squares, group=engine.mpu.get_model_parallel_group())
+    norm = squares.sqrt()
+    factor = (engine.gradient_clipping() / (norm + 1e-6)).clamp(max=1.0)
+    for _, gradient in gradients:
+        gradient.mul_(factor.to(gradient.device))
+    engine._global_grad_norm = norm.item()

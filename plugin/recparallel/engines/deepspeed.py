@@ -1,0 +1,291 @@
+"""``initialize`` and ``attach``: recparallel on a DeepSpeed engine.
+
+``initialize`` is ``deepspeed.initialize`` with a recommender for a model and a ``"recparallel"`` section in the JSON.
+``attach`` is the half of it that works on an engine which someone else made.
+"""
+
+import inspect
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.runtime.pipe.engine import PipelineEngine
+
+from recparallel import registry
+from recparallel.config import CompressionConfig, RecParallelConfig, check_together, parse_config, read_deepspeed_config
+from recparallel.data.batching import WindowLoader, collate_windows
+from recparallel.data.sampler import GlobalBatchSampler
+from recparallel.data_parallel.hook import BoundHook, Hook, bind
+from recparallel.data_parallel.synchronous import CompressedAverage, CompressedHook, average_compressed
+from recparallel.engines.bindings import Bindings
+from recparallel.engines.clipping import clip_gradients
+from recparallel.engines.dense_exchange import bind_exchange_report
+from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
+from recparallel.engines.pipeline import RecommenderPipeline, Sample
+from recparallel.engines.seams import check_version
+from recparallel.engines.training_step import bind_training_step
+from recparallel.errors import ConfigError, HookError
+from recparallel.models.recommender import Recommender
+from recparallel.plan import ParallelPlan, Partition, Profile
+
+logger = logging.getLogger(__name__)
+
+
+class Handle:
+    """What recparallel put on one engine.
+
+    Attributes:
+        engine: the DeepSpeed engine.
+        hook: the gradient hook, or None when DeepSpeed's own exchange runs.
+        plan: what is being executed; None for an engine without a pipeline.
+    """
+
+    def __init__(self, engine: Any, hook: BoundHook | None, plan: ParallelPlan | None, bindings: Bindings) -> None:
+        self.engine, self.hook, self.plan = engine, hook, plan
+        self._bindings = bindings
+
+    def remove(self) -> None:
+        """Leave the engine as it was before. A second call does nothing."""
+        self._bindings.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank must store beside DeepSpeed's checkpoint: residuals and other state of the hook."""
+        return {} if self.hook is None else {"hook": self.hook.name, "state": self.hook.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            HookError: the state belongs to another hook.
+        """
+        stored, own = state.get("hook"), None if self.hook is None else self.hook.name
+        if stored != own:
+            raise HookError(
+                f"the checkpoint holds state of gradient hook {stored!r}, this engine runs {own!r}; attach the same hook"
+            )
+        if self.hook is not None:
+            self.hook.load_state_dict(state["state"])
+
+
+def initialize(
+    *,
+    model: Any,
+    config: str | Path | dict[str, Any],
+    training_data: Any = None,
+    max_length: int | None = None,
+    sample: Sample | None = None,
+    profile: Profile | None = None,
+    partition: Partition | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """Build a pipeline from a recommender, cut it, and train it with DeepSpeed. Returns what ``deepspeed.initialize``
+    returns.
+
+    Args:
+        model: a :class:`~recparallel.models.recommender.Recommender`; anything else goes to DeepSpeed as it is and is
+            attached to.
+        config: DeepSpeed JSON, as a path or dict, with a ``"recparallel"`` section.
+        training_data: windows of item ids (``Split.train_windows``). The returned loader shuffles them by seed and
+            epoch and yields, for each optimizer step, this replica's micro-batches; ``engine.train_batch()`` without
+            an iterator reads from it, epoch after epoch.
+        max_length: positions per sequence; needed with ``training_data``.
+        sample: one micro-batch (inputs, labels) to time layers with, where there is no ``training_data``.
+        profile: use this profile instead of timing layers.
+        partition: use this cut instead of making one; a run that resumes needs its stored one
+            (``engines/checkpoint.py``).
+        **kwargs: for ``deepspeed.initialize``.
+
+    Returns:
+        engine, optimizer, loader, scheduler. ``engine.recparallel`` is the :class:`Handle`.
+
+    Raises:
+        ConfigError: the config is wrong; raised before any process group is made.
+        PartitionError: the layers cannot be cut as asked; raised on every rank.
+    """
+    check_version()
+    deepspeed_config = read_deepspeed_config(config)
+    section = parse_config(deepspeed_config)
+    if not isinstance(model, Recommender):
+        check_together(deepspeed_config, section.model_copy(update={"stages": 1}), world_size=_world_size())
+        built = deepspeed.initialize(model=model, config=deepspeed_config, training_data=training_data, **kwargs)
+        built[0].recparallel = attach(built[0], deepspeed_config)
+        return built
+
+    check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
+    if training_data is not None and max_length is None:
+        raise ConfigError("training_data was given without max_length (positions per sequence)")
+    _build_codec(section.compression)
+    deepspeed.init_distributed()
+    if sample is None and training_data is not None and max_length is not None:
+        rows = training_data[: _micro_batch(deepspeed_config, section)]["items"]
+        sample = collate_windows(list(rows), max_length=max_length)
+    pipeline = RecommenderPipeline(
+        model,
+        num_stages=section.stages,
+        partition=section.partition,
+        seed=section.seed,
+        sample=sample,
+        profile=profile,
+        fixed=partition,
+    )
+    if "optimizer" not in kwargs:
+        kwargs.setdefault("model_parameters", [p for p in pipeline.parameters() if p.requires_grad])
+    engine, optimizer, _, scheduler = deepspeed.initialize(model=pipeline, config=deepspeed_config, **kwargs)
+    engine.recparallel = attach(engine, deepspeed_config)
+    loader = None
+    if training_data is not None and max_length is not None:
+        loader = _loader(engine, training_data, max_length, seed=section.seed)
+        engine.set_dataiterator(_endless(loader))
+    return engine, optimizer, loader, scheduler
+
+
+def attach(
+    engine: Any, config: str | Path | dict[str, Any] | None = None, *, hook: Hook | None = None, state: Any = None
+) -> Handle:
+    """Put recparallel on an engine that exists.
+
+    * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``);
+    * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once (``clipping.py``);
+    * a gradient hook averages the gradients: the one given, or the one that ``config`` names under ``compression``.
+
+    Args:
+        config: DeepSpeed JSON with a ``"recparallel"`` section.
+        hook: any PyTorch DDP communication hook; its ``state`` may hold ``None`` for a group, recparallel binds the
+            right one.
+
+    Returns:
+        a handle; ``handle.remove()`` takes everything off again.
+
+    Raises:
+        HookError: the hook cannot run on this engine, or is bound to another group.
+        ConfigError: the config is wrong.
+    """
+    check_version()
+    section = parse_config(read_deepspeed_config(config or {}))
+    if hook is not None and section.compression is not None:
+        raise ConfigError("both a hook and recparallel.compression were given; use one")
+    bindings = Bindings()
+    try:
+        group = data_parallel_group(engine)
+        bound = bind(hook, state, group) if hook is not None else _configured_hook(section.compression, group)
+        if bound is not None and dist.get_world_size(group) == 1:
+            logger.info("gradient hook %r is idle: there is one replica, nothing is exchanged", bound.name)
+        elif bound is not None:
+            _refuse_unsupported(engine, bound)
+            bind_gradient_hook(engine, bound, bindings)
+        plan = None
+        if isinstance(engine, PipelineEngine):
+            bind_training_step(engine, bindings)
+            if bound is None and dist.get_world_size(group) > 1:
+                bind_exchange_report(engine, bindings)
+            if not (engine.fp16_enabled() or engine.bfloat16_enabled() or engine.zero_optimization()):
+                bindings.bind(engine, "clip_fp32_gradients", lambda: clip_gradients(engine))
+            plan = _plan_of(engine, bound)
+    except Exception:
+        bindings.remove()
+        raise
+    return Handle(engine, bound, plan, bindings)
+
+
+def _configured_hook(compression: CompressionConfig | None, group: dist.ProcessGroup) -> BoundHook | None:
+    built = _build_codec(compression)
+    if compression is None or built is None:
+        return None
+    if isinstance(built, type):
+        codec = built(**compression.options)
+        state = CompressedAverage(codec, group, error_feedback=compression.error_feedback)
+        return CompressedHook(compression.codec, average_compressed, state)
+    hook: BoundHook = built(group, **compression.options)
+    return hook
+
+
+def _build_codec(compression: CompressionConfig | None) -> Any:
+    """Look the codec up and try its options, so that a wrong one is refused before any process group exists."""
+    if compression is None:
+        return None
+    built = registry.codecs.load(compression.codec)
+    try:
+        if isinstance(built, type):
+            built(**compression.options)
+        else:
+            inspect.signature(built).bind(None, **compression.options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        allowed = [name for name in inspect.signature(built).parameters if name != "group"]
+        raise ConfigError(
+            f"recparallel.compression: codec {compression.codec!r} does not take {compression.options}; "
+            f"it takes {allowed or 'no options'}: {error}"
+        ) from error
+    return built
+
+
+def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
+    stage = engine.zero_optimization_stage()
+    if stage >= 2:
+        raise HookError(f"gradient hook {hook.name!r} runs with ZeRO stage 0 or 1; this engine has stage {stage}")
+    if engine.has_moe_layers:
+        raise HookError(f"gradient hook {hook.name!r} does not know expert-parallel groups; this engine has MoE layers")
+    if engine.optimizer_name() and str(engine.optimizer_name()).lower().startswith(("onebit", "zeroone")):
+        raise HookError(
+            f"gradient hook {hook.name!r} on {engine.optimizer_name()}, which compresses gradients itself; choose one"
+        )
+    if not engine.gradient_average or not engine.postscale_gradients() or engine.gradient_predivide_factor() != 1.0:
+        raise HookError(
+            f"gradient hook {hook.name!r} averages by itself; remove prescale_gradients and gradient_predivide_factor"
+        )
+
+
+def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:
+    module = engine.module
+    partition = getattr(module, "partition", None) or Partition(
+        bounds=tuple(map(int, module.parts)), method="deepspeed"
+    )
+    return ParallelPlan(
+        pipeline=engine.grid.pipe_parallel_size,
+        data=engine.grid.data_parallel_size,
+        partition=partition,
+        micro_batch=engine.micro_batch_size,
+        num_micro_batches=engine.micro_batches,
+        compression="none" if hook is None else hook.name,
+        zero_stage=engine.zero_optimization_stage(),
+        dtype="bfloat16" if engine.bfloat16_enabled() else "float16" if engine.fp16_enabled() else "float32",
+    )
+
+
+def _loader(engine: Any, training_data: Any, max_length: int, *, seed: int) -> WindowLoader:
+    sampler = GlobalBatchSampler(
+        len(training_data),
+        micro_batch=engine.micro_batch_size,
+        num_micro_batches=engine.micro_batches,
+        num_replicas=engine.grid.data_parallel_size,
+        replica=engine.grid.data_parallel_id,
+        seed=seed,
+    )
+    return WindowLoader(training_data, sampler, max_length=max_length)
+
+
+def _endless(loader: WindowLoader) -> Iterator[Any]:
+    """Micro-batch after micro-batch, epoch after epoch, as ``engine.train_batch()`` reads them."""
+    while True:
+        for micro_batches in loader:
+            yield from micro_batches
+
+
+def _micro_batch(deepspeed_config: dict[str, Any], section: RecParallelConfig) -> int:
+    micro = deepspeed_config.get("train_micro_batch_size_per_gpu")
+    if micro:
+        return int(micro)
+    replicas = _world_size() // section.stages
+    return int(deepspeed_config["train_batch_size"]) // (
+        replicas * int(deepspeed_config.get("gradient_accumulation_steps") or 1)
+    )
+
+
+def _world_size() -> int:
+    """Processes of the launch: from torch where it runs, else from what the launcher told."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))

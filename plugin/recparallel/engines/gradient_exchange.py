@@ -1,0 +1,213 @@
+"""Run a gradient hook in a DeepSpeed engine, in place of its own all-reduce.
+
+Two seams cover fp32 and bf16, with and without a pipeline:
+
+* ``engine._reduce_non_expert_gradients``: ZeRO-0, and the bf16 optimizer. All gradients of a step arrive at once.
+* ``optimizer.gradient_reduction_w_predivide``: ZeRO-1. Buckets arrive one after the other, each a flat tensor.
+
+A tied table is exchanged once, by the first stage that holds it, and its average handed to the others: a lossy codec
+run on both stages would make the copies drift apart.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import split_half_float_double_sparse
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor
+
+from recparallel import events
+from recparallel.collectives.bucket import Bucket
+from recparallel.data_parallel.hook import BoundHook
+from recparallel.engines.bindings import Bindings
+from recparallel.errors import HookError
+
+
+def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings) -> None:
+    """Let ``hook`` average the gradients of ``engine`` until the bindings are removed.
+
+    Raises:
+        HookError: the engine reduces gradients in a way that a hook cannot take over.
+    """
+    names = {id(p): name for name, p in engine.module.named_parameters()}
+    ties = _ties(engine)
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        _ZeroOneExchange(engine.optimizer, hook, names, ties).bind(bindings)
+    else:
+        _DenseExchange(engine, hook, names, ties).bind(bindings)
+
+
+class _Tie:
+    """One weight that several stages hold: the group of their ranks, and the rank whose gradient counts."""
+
+    def __init__(self, weight: Tensor, group: dist.ProcessGroup, owner: int) -> None:
+        self.weight, self.group, self.owner = weight, group, owner
+
+    def hand_over(self, gradient: Tensor) -> None:
+        """Give everyone the owner's gradient."""
+        dist.broadcast(gradient, src=self.owner, group=self.group)
+
+
+def _ties(engine: Any) -> dict[int, _Tie]:
+    """Ties that span more than one stage, by ``id`` of the weight."""
+    module = engine.module
+    return {
+        id(weight): _Tie(weight, comm["group"], min(comm["ranks"]))
+        for _, comm in sorted(getattr(module, "tied_comms", {}).items())
+        for attribute in comm["weight_attr"]
+        if len(comm["ranks"]) > 1
+        for weight in [module._recursive_getattr(comm["module"], attribute)]
+    }
+
+
+def _is_copy(param: Tensor) -> bool:
+    """The parameter is a tied copy whose gradient another stage exchanges."""
+    return bool(getattr(param, "ds_pipe_replicated", False))
+
+
+class _DenseExchange:
+    """ZeRO-0 and BF16_Optimizer: the same buckets as ``DeepSpeedEngine.allreduce_no_retain`` makes, tied copies left
+    out."""
+
+    def __init__(self, engine: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie]) -> None:
+        self.engine, self.hook, self.names, self.ties = engine, hook, names, ties
+
+    def bind(self, bindings: Bindings) -> None:
+        bindings.bind(self.engine, "_reduce_non_expert_gradients", self.reduce)
+
+    def reduce(self, grads: list[Any], elements_per_buffer: int) -> None:
+        engine = self.engine
+        group = data_parallel_group(engine)
+        for _, bucket in split_half_float_double_sparse(grads)[0]:
+            if bucket:
+                engine.sparse_allreduce_no_retain(bucket, dp_group=group, dp_world_size=dist.get_world_size(group))
+        gradients = {p: g for p, g in _dense_gradients(engine) if id(p) not in self.ties or not _is_copy(p)}
+        buckets = [bucket for params in _by_dtype(gradients) for bucket in _by_size(params, elements_per_buffer)]
+        for index, params in enumerate(buckets):
+            flat = torch.cat([gradients[p].reshape(-1) for p in params]).to(engine.communication_data_type)
+            averaged = _run(self.hook, flat, params, self.names, index=index, last=index == len(buckets) - 1)
+            for p, part in zip(params, averaged.split([p.numel() for p in params])):
+                gradients[p].copy_(part.view_as(gradients[p]))
+        everywhere = {id(p): g for p, g in _dense_gradients(engine)}
+        for key, tie in self.ties.items():
+            tie.hand_over(everywhere[key])
+
+
+class _ZeroOneExchange:
+    """ZeRO-1: a bucket is a flat tensor that the optimizer filled; the average is written back into it."""
+
+    def __init__(self, optimizer: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie]) -> None:
+        if optimizer.overlap_comm or not optimizer.contiguous_gradients:
+            raise HookError(
+                "a gradient hook with ZeRO-1 needs zero_optimization.overlap_comm: false and contiguous_gradients: true, got "
+                f"overlap_comm={optimizer.overlap_comm}, contiguous_gradients={optimizer.contiguous_gradients}"
+            )
+        if optimizer.partition_gradients:
+            raise HookError(
+                "a gradient hook runs with ZeRO stage 0 or 1; this engine has stage 2, which cuts gradients inside backward"
+            )
+        if len(ties) > 1:
+            raise HookError(
+                f"a gradient hook with ZeRO-1 supports one tied weight, this model ties {len(ties)}; use ZeRO-0"
+            )
+        self.optimizer, self.hook, self.names, self.ties = optimizer, hook, names, ties
+        self.index = self.seen = self.expected = 0
+
+    def bind(self, bindings: Bindings) -> None:
+        """With ``reduce_scatter`` the optimizer would never call the seam: it is switched off on this optimizer while
+        bound."""
+        bindings.bind(self.optimizer, "reduce_scatter", False)
+        original = self.optimizer.reduce_gradients
+
+        def reduce_gradients(pipeline_parallel: bool = False) -> None:
+            self.index = self.seen = 0
+            self.expected = sum(
+                1
+                for group in self.optimizer.bit16_groups
+                for p in group
+                if not _is_copy(p) and self.optimizer.get_gradient_for_reduction(p) is not None
+            )
+            original(pipeline_parallel=pipeline_parallel)
+
+        bindings.bind(self.optimizer, "reduce_gradients", reduce_gradients)
+        bindings.bind(self.optimizer, "gradient_reduction_w_predivide", self.reduce)
+
+    def reduce(self, tensor: Tensor, communication_data_type: torch.dtype) -> Tensor:
+        params = self._params_of_bucket(communication_data_type)
+        parts = tensor.split([p.numel() for p in params])
+        own = [(p, part) for p, part in zip(params, parts) if not _is_copy(p)]
+        if own:
+            self.seen += len(own)
+            flat = torch.cat([part for _, part in own]).to(communication_data_type)
+            averaged = _run(
+                self.hook, flat, [p for p, _ in own], self.names, index=self.index, last=self.seen == self.expected
+            )
+            self.index += 1
+            for (_, part), result in zip(own, averaged.split([part.numel() for _, part in own])):
+                part.copy_(result)
+        for p, part in zip(params, parts):
+            if id(p) in self.ties:
+                self.ties[id(p)].hand_over(part)
+        return tensor
+
+    def _params_of_bucket(self, dtype: torch.dtype) -> list[Tensor]:
+        bucket = self.optimizer.ipg_buckets[dtype]
+        return [self.optimizer.bit16_groups[group][index] for group, index, _ in bucket.params]
+
+
+def data_parallel_group(engine: Any) -> dist.ProcessGroup:
+    """The ranks over which this engine averages gradients."""
+    if engine.mpu is not None:
+        return engine.mpu.get_data_parallel_group()
+    return engine.seq_data_parallel_group
+
+
+def _run(
+    hook: BoundHook, flat: Tensor, params: list[Tensor], names: dict[int, str], *, index: int, last: bool
+) -> Tensor:
+    bucket = Bucket(flat, tuple(params), tuple(names[id(p)] for p in params), index, last)
+    start = time.perf_counter()
+    averaged: Any = hook(bucket).wait()
+    events.emit(
+        events.Exchange(
+            bucket=index,
+            codec=hook.name,
+            dense_bytes=flat.numel() * flat.element_size(),
+            wire_bytes=hook.wire_bytes(bucket),
+            seconds=time.perf_counter() - start,
+        )
+    )
+    return averaged[0] if isinstance(averaged, (list, tuple)) else averaged
+
+
+def _dense_gradients(engine: Any) -> list[tuple[Tensor, Tensor]]:
+    """Parameters and what is reduced for them: their own gradients, or the fp32 ones that the bf16 optimizer
+    accumulates."""
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        groups = zip(engine.optimizer.bf16_groups, engine.optimizer.fp32_groups_gradients)
+        return [pair for params, gradients in groups for pair in zip(params, gradients)]
+    parameters = (p for p in engine.module.parameters() if p.requires_grad and p.grad is not None)
+    return [(p, p.grad) for p in parameters if p.numel() and not p.grad.is_sparse]
+
+
+def _by_dtype(gradients: dict[Tensor, Tensor]) -> Iterator[list[Tensor]]:
+    for dtype in dict.fromkeys(g.dtype for g in gradients.values()):
+        yield [p for p, g in gradients.items() if g.dtype == dtype]
+
+
+def _by_size(params: list[Tensor], elements_per_buffer: int) -> Iterator[list[Tensor]]:
+    """Group as ``DeepSpeedEngine.allreduce_no_retain`` does: a group closes when it exceeds ``elements_per_buffer``."""
+    group: list[Tensor] = []
+    numel = 0
+    for p in params:
+        group.append(p)
+        numel += p.numel()
+        if numel > elements_per_buffer:
+            yield group
+            group, numel = [], 0
+    if group:
+        yield group

@@ -1,0 +1,81 @@
+"""Every private name of DeepSpeed that the engines touch, and the versions for which they were read.
+
+``SEAMS`` is checked, name by name and signature by signature, by ``tests/engines/test_seams.py``: an upgrade that
+moves a seam fails there and not in someone's training run.
+"""
+
+import inspect
+from importlib.metadata import version
+
+from packaging.version import Version
+
+from recparallel.errors import HostVersionError
+
+LOWEST, BELOW = "0.19.8", "0.20"
+
+SEAMS: dict[str, tuple[str, ...]] = {
+    # stage cuts
+    "deepspeed.runtime.pipe.module:PipelineModule._partition_layers": ("self", "method"),
+    "deepspeed.runtime.pipe.module:PipelineModule._set_bounds": ("self", "start", "stop"),
+    "deepspeed.runtime.pipe.module:PipelineModule._synchronize_tied_weights": ("self",),
+    "deepspeed.runtime.pipe.module:PipelineModule._recursive_getattr": ("module", "attr_name"),
+    "deepspeed.runtime.pipe.module:PipelineModule.forward": ("self", "forward_input"),
+    # the training step and its instructions
+    "deepspeed.runtime.pipe.engine:PipelineEngine.train_batch": ("self", "data_iter"),
+    "deepspeed.runtime.pipe.engine:PipelineEngine.eval_batch": (
+        "self",
+        "data_iter",
+        "return_logits",
+        "compute_loss",
+        "reduce_output",
+        "bcast_loss",
+        "num_micro_batches",
+    ),
+    "deepspeed.runtime.pipe.engine:PipelineEngine.reset_activation_shape": ("self",),
+    "deepspeed.runtime.pipe.engine:PipelineEngine.set_dataiterator": ("self", "iterator"),
+    "deepspeed.runtime.pipe.engine:PipelineEngine._INSTRUCTION_MAP": (),
+    "deepspeed.runtime.pipe.engine:PipelineEngine._bf16_reduce_grads": ("self",),
+    # gradients
+    "deepspeed.runtime.engine:DeepSpeedEngine.allreduce_gradients": ("self", "bucket_size"),
+    "deepspeed.runtime.engine:DeepSpeedEngine.clip_fp32_gradients": ("self",),
+    "deepspeed.runtime.engine:DeepSpeedEngine._reduce_non_expert_gradients": ("self", "grads", "elements_per_buffer"),
+    "deepspeed.runtime.engine:DeepSpeedEngine.sparse_allreduce_no_retain": (
+        "self",
+        "bucket",
+        "dp_group",
+        "dp_world_size",
+    ),
+    "deepspeed.runtime.engine:split_half_float_double_sparse": ("tensors",),
+    "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.reduce_gradients": ("self", "pipeline_parallel"),
+    "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.gradient_reduction_w_predivide": (
+        "self",
+        "tensor",
+        "communication_data_type",
+    ),
+    "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.get_gradient_for_reduction": ("self", "param"),
+}
+
+
+def check_version(installed: str | None = None) -> None:
+    """Refuse a DeepSpeed whose seams were not read.
+
+    Raises:
+        HostVersionError: says which versions work and what to install.
+    """
+    found = Version(installed or version("deepspeed"))
+    if not Version(LOWEST) <= found < Version(BELOW):
+        raise HostVersionError(
+            f"recparallel was built for deepspeed >={LOWEST},<{BELOW}; installed is {found}. "
+            f'Run: pip install "deepspeed>={LOWEST},<{BELOW}"'
+        )
+
+
+def signature_of(seam: str) -> tuple[str, ...]:
+    """Parameter names of what ``seam`` (``"module:dotted.name"``) names; empty for what is not callable."""
+    import importlib
+
+    module, _, path = seam.partition(":")
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return tuple(inspect.signature(found).parameters) if callable(found) else ()

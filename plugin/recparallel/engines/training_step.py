@@ -1,0 +1,96 @@
+"""What recparallel adds around ``PipelineEngine.train_batch``: the mean over targets, seeds by micro-batch, phase
+times."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.pipe import schedule
+
+from recparallel import events
+from recparallel.engines.bindings import Bindings
+from recparallel.models.losses import TargetLoss
+
+PHASES = {
+    schedule.OptimizerStep: "optimizer",
+    schedule.ReduceGrads: "reduce",
+    schedule.ReduceTiedGrads: "reduce_tied",
+    schedule.LoadMicroBatch: "load",
+    schedule.ForwardPass: "forward",
+    schedule.BackwardPass: "backward",
+    schedule.SendActivation: "send_activation",
+    schedule.RecvActivation: "recv_activation",
+    schedule.SendGrad: "send_grad",
+    schedule.RecvGrad: "recv_grad",
+}
+
+
+def bind_training_step(engine: Any, bindings: Bindings) -> None:
+    """Wrap ``train_batch`` of a pipeline engine.
+
+    Before the schedule runs, the step's micro-batches are taken from the iterator, so that
+
+    * the number of targets in the global batch is known and the loss is their mean (``models/losses/base.py``);
+    * ``module.micro_offset`` is the number of this replica's first micro-batch in the whole job, which makes
+      per-layer seeds independent of how a global batch is divided.
+    """
+    original: Callable[..., torch.Tensor] = engine.train_batch
+
+    def train_batch(data_iter: Any = None) -> torch.Tensor:
+        start = time.perf_counter()
+        source = data_iter if data_iter is not None else engine.data_iterator
+        loader = engine.training_dataloader
+        batches = None if source is None else [next(source) for _ in range(engine.micro_batches)]
+        _set_target_count(engine, batches)
+        if engine.module.seed_layers:
+            first = engine.global_steps * engine.grid.data_parallel_size + engine.grid.data_parallel_id
+            engine.module.micro_offset = first * engine.micro_batches
+        loss = original(None if batches is None else iter(batches))
+        engine.data_iterator, engine.training_dataloader = source, loader
+        events.emit(
+            events.StepDone(engine.global_steps, loss.item(), time.perf_counter() - start, engine.train_batch_size())
+        )
+        return loss
+
+    bindings.bind(engine, "train_batch", train_batch)
+    measured = {kind: _measured(PHASES[kind], run) for kind, run in engine._INSTRUCTION_MAP.items()}
+    bindings.bind(engine, "_INSTRUCTION_MAP", measured)
+
+
+def _set_target_count(engine: Any, batches: list[Any] | None) -> None:
+    """Tell the loss how many targets a micro-batch of this global batch has on average. Only last stages hold labels
+    that count."""
+    loss_fn = engine.module.loss_fn
+    if not isinstance(loss_fn, TargetLoss) or not engine.is_last_stage() or batches is None:
+        return
+    count = torch.tensor(float(sum(loss_fn.count(labels) for _, labels in batches)), dtype=torch.float64)
+    if engine.is_data_parallel:
+        count = count.to(engine.device)
+        dist.all_reduce(count, group=engine.mpu.get_data_parallel_group())
+    loss_fn.targets_per_micro_batch = count.item() / (engine.micro_batches * engine.grid.data_parallel_size)
+
+
+def _measured(name: str, run: Callable[..., None]) -> Callable[..., None]:
+    """The instruction ``run``, with its time, and with the bytes that it moves between stages."""
+
+    def instruction(engine: Any, **kwargs: Any) -> None:
+        num_bytes = _boundary_bytes(engine, name, kwargs.get("buffer_id"))
+        start = time.perf_counter()
+        with events.phase(name):
+            run(engine, **kwargs)
+        if num_bytes:
+            peer = engine.next_stage if name == "send_activation" else engine.prev_stage
+            events.emit(events.Transfer("send", peer, num_bytes, time.perf_counter() - start))
+
+    return instruction
+
+
+def _boundary_bytes(engine: Any, name: str, buffer_id: int | None) -> int:
+    """What a send instruction is about to send. Receives are counted by their sender."""
+    if name not in ("send_activation", "send_grad"):
+        return 0
+    tensors = engine.pipe_buffers["outputs" if name == "send_activation" else "inputs"][buffer_id]
+    tensors = tensors if isinstance(tensors, tuple) else (tensors,)
+    return sum(t.numel() * t.element_size() for t in tensors if name == "send_activation" or t.is_floating_point())

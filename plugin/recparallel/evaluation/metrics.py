@@ -1,0 +1,97 @@
+"""Ranks of targets in a full ranking, and the usual means over them.
+
+Shapes: ``B`` rows, ``V`` columns of the catalogue (``num_items + 1``, column 0 is the padding), ``S`` seen pairs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from recparallel.errors import ConfigError, DataError
+
+
+def ranks_of_targets(scores_BV: Tensor, target_B: Tensor, seen_rows: Tensor, seen_cols: Tensor) -> Tensor:
+    """Rank every row's target among all items that the user has not seen.
+
+    Column 0 and the seen items take no part, the target always does, even if it was seen before. A target ranks after
+    all items with the same score, so a model that scores everything alike is not rewarded.
+
+    Args:
+        scores_BV: scores, higher is better, any floating type; the other tensors are on its device.
+        target_B: target items, int64; 0 marks a row without a user (the filling of a last batch).
+        seen_rows: row of each seen pair, int64, shape ``(S,)``.
+        seen_cols: item of each seen pair, int64, shape ``(S,)``.
+
+    Returns:
+        ``ranks_B``: int64, 1 is best; 0 in rows without a user, which the means below refuse: leave them out by
+        ``valid_B``.
+
+    Raises:
+        DataError: a score is NaN (outside column 0 and rows without a user), or a target is no column.
+    """
+    real_B = target_B != 0
+    num_columns = scores_BV.shape[1]
+    outside_B = (target_B < 0) | (target_B >= num_columns)
+    if bool(outside_B.any()):
+        raise DataError(f"targets must be items from 1 to {num_columns - 1}, got {target_B[outside_B].tolist()}")
+    nan_BV = scores_BV.isnan() & real_B[:, None]
+    nan_BV[:, 0] = False
+    if bool(nan_BV.any()):
+        row, column = nan_BV.nonzero()[0].tolist()
+        raise DataError(
+            f"{int(nan_BV.sum())} scores are NaN, the first one in row {row} for item {column}: nothing to rank"
+        )
+    ahead_BV = scores_BV >= scores_BV.gather(1, target_B[:, None])
+    ahead_BV[:, 0] = False
+    ahead_BV[seen_rows, seen_cols] = False
+    ahead_BV.scatter_(1, target_B[:, None], False)
+    return (1 + ahead_BV.sum(dim=1)) * real_B
+
+
+def hit_rate(ranks: Tensor, k: int) -> float:
+    """HR@k: share of the targets that are among the first ``k``.
+
+    Args:
+        ranks: 1-based, any integer type, at least one.
+        k: length of the slate.
+
+    Raises:
+        DataError: there are no ranks, or one is below 1.
+        ConfigError: ``k`` is less than 1.
+    """
+    _check(ranks, k)
+    return (ranks <= k).double().mean().item()
+
+
+def ndcg(ranks: Tensor, k: int) -> float:
+    """NDCG@k with one relevant item: mean of ``1 / log2(rank + 1)``, 0 behind ``k`` (Järvelin & Kekäläinen, TOIS 2002).
+
+    Arguments and errors as in :func:`hit_rate`.
+    """
+    _check(ranks, k)
+    return torch.where(ranks <= k, 1 / torch.log2(ranks.double() + 1), 0.0).mean().item()
+
+
+def reciprocal_rank(ranks: Tensor) -> float:
+    """MRR: mean of ``1 / rank`` over the whole ranking. Errors as in :func:`hit_rate`."""
+    _check(ranks, 1)
+    return (1 / ranks.double()).mean().item()
+
+
+def summarize(ranks: Tensor, *, ks: Sequence[int] = (10,)) -> dict[str, float]:
+    """``HR@k`` and ``NDCG@k`` for every ``k``, and ``MRR``. Errors as in :func:`hit_rate`."""
+    summary = {}
+    for k in ks:
+        summary[f"HR@{k}"] = hit_rate(ranks, k)
+        summary[f"NDCG@{k}"] = ndcg(ranks, k)
+    return {**summary, "MRR": reciprocal_rank(ranks)}
+
+
+def _check(ranks: Tensor, k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    if ranks.numel() == 0:
+        raise DataError("there are no ranks to take a mean of")
+    if int(ranks.min()) < 1:
+        raise DataError(f"ranks start at 1, got {int(ranks.min())}; leave out the rows without a user (valid_B)")

@@ -1,0 +1,89 @@
+"""Measurement events: what any room tells about what really happened.
+
+A room emits, whoever is interested subscribes (a tracker, the report, the rebalance policy). Without subscribers an
+event costs one truth test. Events are facts about this rank; nothing here communicates.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a training step on this rank took ``seconds``.
+
+    ``name`` is one of ``forward``, ``backward``, ``send_activation``, ``recv_activation``, ``send_grad``,
+    ``recv_grad``, ``load``, ``reduce_tied``, ``reduce``, ``optimizer``.
+    """
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """``num_bytes`` crossed a stage boundary; ``direction`` is ``"send"`` or ``"recv"``, ``peer`` the other stage."""
+
+    direction: str
+    peer: int
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One gradient bucket was averaged over the replicas.
+
+    ``dense_bytes`` is the size of the gradients, ``wire_bytes`` the payload that this rank handed to the collective.
+    """
+
+    bucket: int
+    codec: str
+    dense_bytes: int
+    wire_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step is complete. ``loss`` is the mean over the global batch's targets."""
+
+    step: int
+    loss: float
+    seconds: float
+    num_sequences: int
+
+
+Event = Phase | Transfer | Exchange | StepDone
+Subscriber = Callable[[Event], None]
+
+_subscribers: list[Subscriber] = []
+
+
+def emit(event: Event) -> None:
+    """Hand ``event`` to every subscriber, in the order of subscription."""
+    for subscriber in _subscribers:
+        subscriber(event)
+
+
+@contextmanager
+def subscribe(subscriber: Subscriber) -> Iterator[None]:
+    """Call ``subscriber`` with every event until the block ends."""
+    _subscribers.append(subscriber)
+    try:
+        yield
+    finally:
+        _subscribers.remove(subscriber)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Emit a :class:`Phase` with the wall-clock time of the block."""
+    if not _subscribers:
+        yield
+        return
+    start = time.perf_counter()
+    yield
+    emit(Phase(name, time.perf_counter() - start))

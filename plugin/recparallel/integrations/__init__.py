@@ -1,0 +1,1 @@
+"""Trackers and host frameworks' callbacks."""

@@ -1,0 +1,148 @@
+"""The pipeline layers of a recommender, and :class:`Layer`, the recipe for building one.
+
+Shapes: B sequences, L positions, D hidden width, V rows of the item table.
+
+Histories are padded on the right and attention is causal, so a real position never attends to padding: no mask
+travels with the activations, and one tensor crosses each stage boundary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.masking_utils import create_masks_for_generate
+
+from recparallel.models.trunk import Trunk
+
+HeadOutput = tuple[Tensor, Tensor]
+"""Hidden states (B, L, D) and the table (V, D) to score them against. Scores are made by the loss or the ranking, for
+the positions that they need, instead of for every position here."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How to build one pipeline layer.
+
+    Args:
+        name: unique and readable, ``"blocks.3"``.
+        module_class: an ``nn.Module`` subclass.
+        kwargs: what it is built with.
+        tie: layers with the same key share one module.
+        alike: layers with the same text do the same work, so a profile measures one of them.
+        forward: called as ``forward(module, inputs)`` in place of ``module(inputs)``.
+    """
+
+    name: str
+    module_class: type[nn.Module]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    tie: str | None = None
+    alike: str | None = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
+
+    def build(self) -> nn.Module:
+        return self.module_class(**self.kwargs)
+
+    def run(self, module: nn.Module, inputs: Any) -> Any:
+        """The layer's output, whether or not it has a ``forward`` of its own."""
+        return module(inputs) if self.forward is None else self.forward(module, inputs)
+
+
+class ItemEmbedding(nn.Embedding):
+    """Item table: ids (B, L) int64 to vectors (B, L, D). Row 0 is padding; ``num_items`` real rows follow.
+
+    Args:
+        dropout: share of the vectors' entries that is zeroed while training.
+        std: standard deviation of the initial weights.
+    """
+
+    def __init__(self, *, num_items: int, dim: int, std: float = 0.02, dropout: float = 0.0) -> None:
+        self.std = std
+        super().__init__(num_items + 1, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        return self.dropout(super().forward(ids_BL))
+
+
+class TrunkPart(nn.Module):
+    """One submodule of the Hugging Face model, built alone: ``path`` is its name there (``"norm"``)."""
+
+    def __init__(self, *, config: PretrainedConfig, path: str) -> None:
+        super().__init__()
+        self.part = Trunk.of(config).materialize(path)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.part(inputs)
+
+    @property
+    def weight(self) -> Tensor:
+        """The submodule's own weight; lets a token table be tied to a head."""
+        return self.part.weight  # type: ignore[return-value]
+
+
+class TokenEmbedding(TrunkPart):
+    """The language model's own token table: ids (B, L) int64 to (B, L, D)."""
+
+
+class FinalNorm(TrunkPart):
+    """The norm behind the last decoder block."""
+
+
+class DecoderBlock(nn.Module):
+    """One decoder block of the Hugging Face model, (B, L, D) to (B, L, D), with its own rotary table where the family
+    has one."""
+
+    def __init__(self, *, config: PretrainedConfig, index: int) -> None:
+        super().__init__()
+        trunk = Trunk.of(config)
+        self.config = config
+        self.block = trunk.materialize(f"{trunk.blocks}.{index}")
+        self.rotary = trunk.materialize(trunk.rotary) if trunk.rotary else None
+        self.attention = trunk.attention_type(index)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        positions_1L = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device).unsqueeze(0)
+        masks = create_masks_for_generate(self.config, hidden_BLD, attention_mask=None, past_key_values=None)
+        kwargs: dict[str, Any] = {
+            "attention_mask": masks[self.attention] if isinstance(masks, dict) else masks,
+            "position_ids": positions_1L,
+        }
+        if self.rotary is not None:
+            kwargs["position_embeddings"] = self.rotary(hidden_BLD, position_ids=positions_1L)
+        return self.block(hidden_BLD, **kwargs)
+
+
+class NextItemHead(nn.Module):
+    """An item table of its own to score against: (B, L, D) to :data:`HeadOutput`."""
+
+    def __init__(self, *, num_items: int, dim: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_items + 1, dim).normal_(std=std))
+
+    def forward(self, hidden_BLD: Tensor) -> HeadOutput:
+        return hidden_BLD, self.weight
+
+
+class TokenHead(TrunkPart):
+    """The language model's own output matrix: (B, L, D) to :data:`HeadOutput`."""
+
+    def forward(self, hidden_BLD: Tensor) -> HeadOutput:  # type: ignore[override]
+        return hidden_BLD, self.weight
+
+
+def score_with_table(module: nn.Module, hidden_BLD: Tensor) -> HeadOutput:
+    """The head of a tied model: the first layer's table, seen from the last stage."""
+    return hidden_BLD, module.weight  # type: ignore[return-value]
+
+
+def scores_at(outputs: HeadOutput, positions_B: Tensor) -> Tensor:
+    """Scores (B, V) of every row of the table at one position (B,) int64 of each sequence."""
+    hidden_BLD, table_VD = outputs
+    rows = torch.arange(len(positions_B), device=hidden_BLD.device)
+    return hidden_BLD[rows, positions_B.to(hidden_BLD.device)] @ table_VD.T

@@ -1,0 +1,5 @@
+"""Losses over :data:`~recparallel.models.layers.HeadOutput`: one file each, all means over targets."""
+
+from recparallel.models.losses.base import IGNORE, TargetLoss
+
+__all__ = ["IGNORE", "TargetLoss"]

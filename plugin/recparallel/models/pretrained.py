@@ -1,0 +1,78 @@
+"""Fill layers from a Hugging Face folder, reading only the tensors that the layer at hand needs.
+
+A stage builds its own layers and nothing else, so no process ever reads the whole model.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from recparallel.errors import CheckpointError
+from recparallel.models.layers import DecoderBlock, Layer, TokenEmbedding, TokenHead, TrunkPart
+from recparallel.models.trunk import Trunk
+
+
+def weights_folder(model: Any) -> Path | None:
+    """The local folder with the safetensors of ``model`` (downloaded for a hub name), or None where it has no
+    weights."""
+    if not isinstance(model, (str, Path)) or str(model).endswith(".json"):
+        return None
+    for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+        found = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            return Path(found).parent
+    return None
+
+
+def with_pretrained_weights(layers: list[Layer], trunk: Trunk, folder: Path, *, tokens: bool) -> list[Layer]:
+    """The same layers, which load their weights from ``folder`` when they are built.
+
+    Args:
+        tokens: also load the token table and the output matrix. False for a recommender over items, whose table is new.
+
+    Raises:
+        CheckpointError: (when a layer is built) the folder lacks a tensor that the layer has, or one of another shape.
+    """
+    return [_with_weights(layer, trunk, folder, tokens=tokens) for layer in layers]
+
+
+def _with_weights(layer: Layer, trunk: Trunk, folder: Path, *, tokens: bool) -> Layer:
+    if not issubclass(layer.module_class, (TrunkPart, DecoderBlock)):
+        return layer
+    if issubclass(layer.module_class, (TokenEmbedding, TokenHead)) and not tokens:
+        return layer
+    loading = type(layer.module_class.__name__, (_LoadsWeights, layer.module_class), {})
+    return dataclasses.replace(layer, module_class=loading, kwargs={**layer.kwargs, "_source": (trunk, folder)})
+
+
+class _LoadsWeights(nn.Module):
+    """Mixin that fills the layer from its model folder right after it was built."""
+
+    def __init__(self, *, _source: tuple[Trunk, Path], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        trunk, folder = _source
+        prefix = kwargs["path"] if isinstance(self, TrunkPart) else f"{trunk.blocks}.{kwargs['index']}"
+        part = self.part if isinstance(self, TrunkPart) else self.block
+        with torch.no_grad():
+            for name, tensor in part.named_parameters():  # type: ignore[union-attr]
+                tensor.copy_(_read(folder, f"{prefix}.{name}", tensor.shape))
+
+
+def _read(folder: Path, name: str, shape: torch.Size) -> Tensor:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    path = folder / files.get(name, SAFE_WEIGHTS_NAME)
+    with safe_open(path, framework="pt") as file:
+        if name not in set(file.keys()):
+            raise CheckpointError(f"{path} has no tensor {name!r}, which this model needs")
+        tensor: Tensor = file.get_tensor(name)
+    if tensor.shape != shape:
+        raise CheckpointError(f"{name!r} in {path} has shape {list(tensor.shape)}, this model needs {list(shape)}")
+    return tensor

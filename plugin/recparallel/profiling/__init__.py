@@ -1,0 +1,1 @@
+"""Measure what layers cost, into a :class:`~recparallel.plan.Profile`."""

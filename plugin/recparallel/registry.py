@@ -1,0 +1,87 @@
+"""The one registry: names to import strings, for built-ins and for other packages' entry points.
+
+Names can be listed without importing what they name, so a config is validated before torch is loaded. To add a
+partitioner, a codec, a reader, a head or a model family: write its file, then add its line here. Another package adds
+one with an entry point in the group ``recparallel.<kind>``.
+"""
+
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from recparallel.errors import UnknownNameError
+
+PARTITIONERS = {
+    "profile": "recparallel.partitioning.bottleneck:minimize_bottleneck",
+}
+
+CODECS = {
+    "none": "recparallel.data_parallel.synchronous:dense_hook",
+    "top_k": "recparallel.compression.top_k:TopK",
+    "torch_fp16": "recparallel.data_parallel.torch_hooks:fp16",
+    "torch_bf16": "recparallel.data_parallel.torch_hooks:bf16",
+    "torch_powersgd": "recparallel.data_parallel.torch_hooks:powersgd",
+}
+
+READERS = {
+    "movielens-100k": "recparallel.data.readers.movielens_100k:MovieLens100K",
+    "movielens-1m": "recparallel.data.readers.movielens_1m:MovieLens1M",
+    "sequences": "recparallel.data.readers.sequences:Sequences",
+    "synthetic": "recparallel.data.readers.synthetic:Synthetic",
+}
+
+FAMILIES = {
+    "gpt2": "recparallel.models.families.gpt2:GPT2Trunk",
+    "llama": "recparallel.models.trunk:Trunk",
+    "mistral": "recparallel.models.trunk:Trunk",
+    "qwen2": "recparallel.models.trunk:Trunk",
+    "qwen3": "recparallel.models.trunk:Trunk",
+}
+
+LOSSES = {
+    "cross_entropy": "recparallel.models.losses.cross_entropy:CrossEntropy",
+    "sampled_softmax": "recparallel.models.losses.sampled_softmax:SampledSoftmax",
+}
+
+
+class Registry:
+    """Names of one kind.
+
+    Args:
+        kind: what the names name, in words, for messages.
+        built_ins: name to ``"module:attribute"``.
+        group: entry-point group in which other packages add names.
+    """
+
+    def __init__(self, kind: str, built_ins: dict[str, str], *, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._built_ins = built_ins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._built_ins, *(point.name for point in entry_points(group=self.group))}))
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
+
+    def load(self, name: str, *, where: str = "") -> Any:
+        """Import and return what ``name`` names.
+
+        Raises:
+            UnknownNameError: nothing has this name; the message lists what exists.
+        """
+        target = self._built_ins.get(name)
+        if target is not None:
+            module, _, attribute = target.partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        for point in entry_points(group=self.group, name=name):
+            return point.load()
+        raise UnknownNameError(self.kind, name, self, where=where)
+
+
+partitioners = Registry("partitioner", PARTITIONERS, group="recparallel.partitioners")
+codecs = Registry("codec", CODECS, group="recparallel.codecs")
+readers = Registry("dataset", READERS, group="recparallel.readers")
+families = Registry("model family", FAMILIES, group="recparallel.families")
+losses = Registry("loss", LOSSES, group="recparallel.losses")

@@ -1,0 +1,329 @@
+"""Train an LLM recommender on an interaction log, cut over a pipeline and replicas, and rank the catalogue with it.
+
+    deepspeed --num_accelerators 2 recipes/train_rec.py --deepspeed_config recipes/configs/pipeline_2.json \
+        --dataset movielens-100k --data_dir PATH --output_dir runs/first
+
+Works on CPUs (gloo) and GPUs (NCCL) without a change. Each option has a help text: ``python recipes/train_rec.py
+--help``.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+import recparallel
+from recparallel import config as settings
+from recparallel import events
+from recparallel.data import load_log
+from recparallel.data.histories import Histories
+from recparallel.data.splits import Split, leave_one_out
+from recparallel.engines.checkpoint import load_checkpoint, save_checkpoint, stored_plan
+from recparallel.engines.launch import clear_reports, running, set_threads
+from recparallel.engines.ranking import rank_targets
+from recparallel.errors import ConfigError
+from recparallel.evaluation.metrics import summarize
+from recparallel.evaluation.popularity import evaluate_popularity, popularity_scores
+from recparallel.models.zoo import Card, Head, find_card
+
+ZOO = Path(__file__).parent.parent / "model_zoo"
+PROTOCOL = "leave-one-out, last item as test, full ranking over the catalogue, seen items filtered out, ties against the target"
+RANK = int(os.environ.get("RANK", "0"))
+
+
+@dataclass
+class ModelArguments:
+    """What is trained. Left out, head options come from the model's card."""
+
+    model: str = field(
+        default="llama-tiny", metadata={"help": "a card of model_zoo/, a Hugging Face folder, or a hub name owner/name"}
+    )
+    tied: bool | None = field(default=None, metadata={"help": "score against the item embedding itself"})
+    loss: str | None = field(default=None, metadata={"help": "cross_entropy or sampled_softmax"})
+    num_negatives: int | None = field(default=None, metadata={"help": "shared negatives of sampled_softmax"})
+    dropout: float | None = field(default=None, metadata={"help": "of the item vectors and the trunk"})
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset: str = field(default="synthetic", metadata={"help": "movielens-100k, movielens-1m, sequences or synthetic"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder with the dataset's original files"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "positions per history; longer ones are cut into windows"}
+    )
+    max_malformed: float = field(default=0.001, metadata={"help": "share of malformed rows above which reading stops"})
+
+
+@dataclass
+class TrainingArguments:
+    """How it is trained. Batch sizes, precision, ZeRO, cuts and compression stand in the DeepSpeed config."""
+
+    output_dir: str = field(metadata={"help": "where metrics, checkpoints and the W&B run are written"})
+    deepspeed_config: str = field(
+        default="recipes/configs/single.json", metadata={"help": "DeepSpeed JSON with a recparallel section"}
+    )
+    num_train_epochs: int | None = field(default=None, metadata={"help": "passes over the training windows"})
+    max_steps: int = field(default=-1, metadata={"help": "stop after this many optimizer steps in all"})
+    learning_rate: float | None = field(default=None, metadata={"help": 'fills "auto" in the config'})
+    weight_decay: float = field(default=0.01, metadata={"help": 'fills "auto" in the config'})
+    warmup_share: float = field(default=0.05, metadata={"help": "of all steps; fills the scheduler's warmup_num_steps"})
+    eval_epochs: int = field(
+        default=10, metadata={"help": "rank the validation items after every so many epochs; 0 never"}
+    )
+    save_steps: int = field(default=0, metadata={"help": "checkpoint after every so many steps; 0 only at the end"})
+    resume: bool = field(default=False, metadata={"help": "go on from the latest checkpoint in output_dir"})
+    threads_per_rank: int | None = field(
+        default=None, metadata={"help": "torch threads; by default an equal share of the cores"}
+    )
+    seed: int | None = field(default=None, metadata={"help": "overrides recparallel.seed of the config"})
+    report_to: str = field(default="wandb", metadata={"help": "wandb (offline without a key) or none"})
+    local_rank: int = field(default=-1, metadata={"help": "set by the launcher"})
+
+
+Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
+
+
+def main() -> None:
+    """Parse, check everything that can be checked alone, then train."""
+    disable_progress_bar()
+    logging.basicConfig(level=logging.WARNING, format=f"[rank {RANK}] %(levelname)s %(name)s: %(message)s")
+    for noisy in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    arguments: Arguments = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments)
+    ).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    output_dir = Path(arguments[2].output_dir)
+    if RANK == 0:
+        clear_reports(output_dir)
+    with running(output_dir):
+        set_threads(arguments[2].threads_per_rank)
+        train(arguments, output_dir)
+
+
+def train(arguments: Arguments, output_dir: Path) -> None:
+    model_args, data_args, train_args = arguments
+    card = find_card(model_args.model, ZOO)
+    epochs = train_args.num_train_epochs or (card.num_train_epochs if card else 10)
+    max_length = data_args.max_length or (card.data.max_length if card else 100)
+    raw_config = settings.read_deepspeed_config(train_args.deepspeed_config)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    settings.check_together(raw_config, settings.parse_config(raw_config), world_size=world_size)
+
+    log = load_log(data_args.dataset, data_args.data_dir, max_malformed=data_args.max_malformed)
+    split = leave_one_out(Histories.from_log(log))
+    windows = split.train_windows(max_length)
+    model = build_model(model_args, card, split)
+    steps_per_epoch = -(-len(windows) // batch_size(raw_config, world_size))
+    total_steps = train_args.max_steps if train_args.max_steps > 0 else steps_per_epoch * epochs
+    config = complete_config(raw_config, train_args, card, total_steps)
+    checkpoints = output_dir / "checkpoints"
+    engine, _, loader, _ = recparallel.initialize(
+        model=model,
+        config=config,
+        training_data=windows,
+        max_length=max_length,
+        partition=stored_plan(checkpoints).partition if train_args.resume else None,
+    )
+    if train_args.resume:
+        loader.sampler.load_state_dict(load_checkpoint(engine, checkpoints))
+    describe(split, engine)
+
+    with ExitStack() as stack:
+        tracker = make_tracker(train_args, output_dir, arguments, config, engine) if RANK == 0 else None
+        if tracker is not None:
+            stack.enter_context(events.subscribe(tracker))
+        losses = LossFile(output_dir / "losses.jsonl", resume=train_args.resume) if RANK == 0 else None
+        if losses is not None:
+            stack.enter_context(events.subscribe(losses))
+        seconds, sequences = fit(engine, loader, split, arguments, total_steps, max_length, checkpoints, tracker)
+        save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
+        metrics = evaluate(engine, split, "test", max_length)
+        popularity = evaluate_popularity(split, "test", max_length=max_length)
+        result = {
+            "hr@10": metrics["HR@10"],
+            "ndcg@10": metrics["NDCG@10"],
+            "popularity": {"hr@10": popularity["HR@10"], "ndcg@10": popularity["NDCG@10"]},
+            "sequences_per_s": sequences / seconds if seconds else None,
+            "plan": engine.recparallel.plan.model_dump(mode="json"),
+            "protocol": f"{PROTOCOL}; histories of at most {max_length}",
+            "steps": engine.global_steps,
+        }
+        if RANK == 0:
+            (output_dir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+            if tracker is not None:
+                tracker.finish({key: value for key, value in result.items() if key != "plan"})
+            conclude(result, output_dir)
+
+
+def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> recparallel.Recommender:
+    """The recommender that the arguments name; options of the head come from the card where they were left out."""
+    head = card.head if card else Head()
+    loss = model_args.loss or head.loss
+    options: dict[str, Any] = dict(head.loss_options) if loss == head.loss else {}
+    if loss == "sampled_softmax":
+        options["item_counts"] = popularity_scores(split)
+        options |= {} if model_args.num_negatives is None else {"num_negatives": model_args.num_negatives}
+    elif model_args.num_negatives is not None:
+        raise ConfigError(
+            f"--num_negatives {model_args.num_negatives} goes with --loss sampled_softmax, the loss is {loss}"
+        )
+    return recparallel.build_recommender(
+        card.architecture if card else model_args.model,
+        num_items=split.histories.num_items,
+        tied=head.tied if model_args.tied is None else model_args.tied,
+        loss=loss,
+        loss_options=options,
+        dropout=head.dropout if model_args.dropout is None else model_args.dropout,
+    )
+
+
+def batch_size(config: dict[str, Any], world_size: int) -> int:
+    """Sequences of a global batch."""
+    if "train_batch_size" in config:
+        return int(config["train_batch_size"])
+    replicas = world_size // settings.parse_config(config).stages
+    return int(config["train_micro_batch_size_per_gpu"]) * int(config.get("gradient_accumulation_steps", 1)) * replicas
+
+
+def complete_config(
+    config: dict[str, Any], train_args: TrainingArguments, card: Card | None, total_steps: int
+) -> dict[str, Any]:
+    """Fill in every "auto", and the seed."""
+    if train_args.seed is not None:
+        config = {**config, settings.SECTION: {**config.get(settings.SECTION, {}), "seed": train_args.seed}}
+    learning_rate = train_args.learning_rate or (card.learning_rate if card else 1e-3)
+    return settings.fill_auto(
+        config,
+        {
+            "lr": learning_rate,
+            "warmup_max_lr": learning_rate,
+            "weight_decay": train_args.weight_decay,
+            "total_num_steps": max(total_steps, 2),
+            "warmup_num_steps": max(2, round(train_args.warmup_share * total_steps)),
+        },
+    )
+
+
+def fit(
+    engine: Any,
+    loader: Any,
+    split: Split,
+    arguments: Arguments,
+    total_steps: int,
+    max_length: int,
+    checkpoints: Path,
+    tracker: Any,
+) -> tuple[float, int]:
+    """Train up to ``total_steps``. Returns the seconds spent in training steps and the sequences trained in them."""
+    train_args = arguments[2]
+    seconds, sequences = 0.0, 0
+    with tqdm(
+        total=total_steps, initial=engine.global_steps, desc="train", unit="step", mininterval=0.5, disable=RANK != 0
+    ) as bar:
+        while engine.global_steps < total_steps:
+            for micro_batches in loader:
+                start = time.perf_counter()
+                loss = engine.train_batch(iter(micro_batches))
+                seconds += time.perf_counter() - start
+                sequences += engine.train_batch_size()
+                bar.update()
+                bar.set_postfix(epoch=loader.sampler.epoch, loss=f"{loss.item():.4f}")
+                if train_args.save_steps and engine.global_steps % train_args.save_steps == 0:
+                    save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
+                if engine.global_steps >= total_steps:
+                    break
+            if (
+                train_args.eval_epochs
+                and loader.sampler.epoch % train_args.eval_epochs == 0
+                and engine.global_steps < total_steps
+            ):
+                metrics = evaluate(engine, split, "valid", max_length)
+                bar.write(
+                    f"epoch {loader.sampler.epoch}: valid HR@10 {metrics['HR@10']:.4f}  NDCG@10 {metrics['NDCG@10']:.4f}",
+                    file=sys.stderr,
+                )
+                if tracker is not None:
+                    tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=engine.global_steps)
+    return seconds, sequences
+
+
+def evaluate(engine: Any, split: Split, which: str, max_length: int) -> dict[str, float]:
+    def progress(batches: Any) -> Any:
+        return tqdm(batches, desc=f"rank {which}", unit="batch", leave=False, disable=RANK != 0)
+
+    rows = split.evaluation(which, max_length)  # type: ignore[arg-type]
+    return summarize(rank_targets(engine, rows, max_length=max_length, progress=progress), ks=(10,))
+
+
+class LossFile:
+    """One JSON line a step, so that runs can be compared exactly."""
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a" if resume else "w")
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.StepDone):
+            self.file.write(json.dumps({"step": event.step, "loss": event.loss}) + "\n")
+            self.file.flush()
+
+
+def make_tracker(
+    train_args: TrainingArguments, output_dir: Path, arguments: Arguments, config: dict[str, Any], engine: Any
+) -> Any:
+    if train_args.report_to == "none":
+        return None
+    if train_args.report_to != "wandb":
+        raise ConfigError(f"--report_to {train_args.report_to!r}; allowed are wandb and none")
+    from recparallel.integrations.wandb import WandbTracker
+
+    plan = engine.recparallel.plan
+    everything = {
+        "arguments": [asdict(part) for part in arguments],
+        "deepspeed": config,
+        "plan": plan.model_dump(mode="json"),
+    }
+    tracker = WandbTracker(output_dir, config=everything)
+    stages = zip(
+        plan.partition.bounds, plan.partition.bounds[1:], plan.partition.stage_seconds or [None] * plan.pipeline
+    )
+    tracker.log_table(
+        "cut", ["stage", "first layer", "end", "predicted seconds"], [[s, *row] for s, row in enumerate(stages)]
+    )
+    return tracker
+
+
+def describe(split: Split, engine: Any) -> None:
+    if RANK == 0:
+        counts = split.histories.describe()
+        plan = engine.recparallel.plan
+        print(
+            f"{counts['num_users']:,} users, {counts['num_items']:,} items, {counts['num_interactions']:,} interactions; "
+            f"pipeline {plan.pipeline} × data {plan.data}, {plan.num_micro_batches} micro-batches of {plan.micro_batch}, "
+            f"ZeRO-{plan.zero_stage}, {plan.dtype}, exchange: {plan.compression}",
+            flush=True,
+        )
+
+
+def conclude(result: dict[str, Any], output_dir: Path) -> None:
+    speed = result["sequences_per_s"]
+    print(f"test       HR@10 {result['hr@10']:.4f}  NDCG@10 {result['ndcg@10']:.4f}")
+    print(f"popularity HR@10 {result['popularity']['hr@10']:.4f}  NDCG@10 {result['popularity']['ndcg@10']:.4f}")
+    print(f"protocol: {result['protocol']}")
+    print(f"{result['steps']} steps" + (f", {speed:.0f} sequences/s" if speed else ""))
+    print(f"written to {output_dir}/: metrics.json, losses.jsonl, checkpoints/, wandb/", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Shared fixtures: worker pools by world size."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from distributed import Pool
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[dict[int, Pool]]:
+    """Pools of 1, 2 and 4 processes, each started when it is first used."""
+
+    class Lazy(dict[int, Pool]):
+        def __missing__(self, size: int) -> Pool:
+            self[size] = Pool(size)
+            return self[size]
+
+    lazy = Lazy()
+    yield lazy
+    for pool in lazy.values():
+        pool.close()

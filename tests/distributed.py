@@ -1,0 +1,146 @@
+"""Run a function on real processes with real gloo, and get every rank's answer.
+
+Workers are started once per world size and reused, since importing the stack costs seconds a process. A case is a
+module-level function; it is called on every rank with the same keyword arguments. A case that does not answer in time
+has every rank's stack dumped, and its workers are killed.
+"""
+
+import faulthandler
+import importlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+
+class RankError(AssertionError):
+    """A case failed on at least one rank; carries the first traceback by time."""
+
+
+class Pool:
+    """``world_size`` processes that form one torch world."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._start()
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        port = _free_port()
+        descriptor, self._dump = tempfile.mkstemp(prefix="stacks-")
+        os.close(descriptor)
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, rank, self.world_size, port, self._dump, list(sys.path)), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, case: Callable[..., Any], *, timeout: float = 120.0, **kwargs: Any) -> list[Any]:
+        """Every rank's return value, in the order of ranks.
+
+        Raises:
+            RankError: a rank raised, died or did not answer within ``timeout`` seconds.
+        """
+        for pipe in self._pipes:
+            pipe.send((case.__module__, case.__qualname__, kwargs))
+        answers: dict[int, tuple[str, Any, float]] = {}
+        deadline = time.monotonic() + timeout
+        while len(answers) < self.world_size:
+            waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in answers]
+            ready = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            failed = any(kind == "error" for kind, _, _ in answers.values())
+            if not ready:
+                self._give_up(answers, timeout)
+            for pipe in ready:
+                rank = self._pipes.index(pipe)
+                try:
+                    answers[rank] = pipe.recv()
+                except EOFError:
+                    answers[rank] = ("error", f"rank {rank} died", time.time())
+            if not failed and any(kind == "error" for kind, _, _ in answers.values()):
+                deadline = min(deadline, time.monotonic() + 10)  # the others wait for it in a collective
+        errors = sorted((at, rank, text) for rank, (kind, text, at) in answers.items() if kind == "error")
+        if errors:
+            self.restart()
+            raise RankError(f"first error, on rank {errors[0][1]}:\n{errors[0][2]}")
+        return [answers[rank][1] for rank in range(self.world_size)]
+
+    def _give_up(self, answers: dict[int, tuple[str, Any, float]], timeout: float) -> None:
+        errors = sorted((at, rank, text) for rank, (kind, text, at) in answers.items() if kind == "error")
+        if errors:
+            self.restart()
+            raise RankError(f"first error, on rank {errors[0][1]}; others hung:\n{errors[0][2]}")
+        for process in self._processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1.0)
+        stacks = Path(self._dump).read_text()
+        self.restart()
+        raise RankError(
+            f"no answer within {timeout} s from ranks {sorted({*range(self.world_size)} - {*answers})}\n{stacks}"
+        )
+
+    def restart(self) -> None:
+        """Kill the workers and start fresh ones."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        os.unlink(self._dump)
+
+
+def _serve(pipe: Connection, rank: int, world_size: int, port: int, dump: str, path: list[str]) -> None:
+    sys.path[:] = path
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    stacks = open(dump, "a")  # noqa: SIM115 (lives as long as the worker)
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    import torch
+
+    torch.set_num_threads(1)
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", verbose=False)
+    while True:
+        try:
+            module, name, kwargs = pipe.recv()
+        except EOFError:
+            return
+        try:
+            case = importlib.import_module(module)
+            for part in name.split("."):
+                case = getattr(case, part)
+            pipe.send(("done", case(**kwargs), time.time()))
+        except BaseException:
+            pipe.send(("error", traceback.format_exc(), time.time()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,216 @@
+"""A gradient hook in a DeepSpeed engine: what it may change, what it must not, and that it comes off again."""
+
+import pytest
+from training import Run, make_engine, reference, train, train_on_engine
+
+LAYOUTS = [pytest.param(2, 1, id="data 2"), pytest.param(4, 2, id="pipeline 2 × data 2")]
+PRECISIONS = ["fp32", "bf16", "bf16_fp32_accumulation"]
+
+
+def _run(**options):
+    return Run(**{"steps": 6, **options})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize(("world_size", "stages"), LAYOUTS)
+def test_lossless_hook_changes_no_bit(pools, world_size, stages, zero, dtype, tied):
+    if dtype == "bf16_fp32_accumulation" and zero == 0:
+        pytest.skip("DeepSpeed has no engine for bf16 with fp32 accumulation without ZeRO")
+    run = _run(stages=stages, zero=zero, dtype=dtype, tied=tied)
+    without = pools[world_size].run(train_on_engine, run=run)
+    with_hook = pools[world_size].run(train_on_engine, run=_run(**{**vars(run), "compression": {"codec": "none"}}))
+    assert with_hook == without
+
+
+def compressed_training(run):
+    """Losses, how many exchanges were seen, and the share of the dense bytes that was sent."""
+    from recparallel import events
+
+    seen = []
+    engine = make_engine(run)
+    with events.subscribe(lambda event: seen.append(event) if isinstance(event, events.Exchange) else None):
+        losses = train(engine, run)
+    wire, dense = sum(e.wire_bytes for e in seen), sum(e.dense_bytes for e in seen)
+    return losses, {e.codec for e in seen}, wire / dense, _tied_copies_equal(engine)
+
+
+def _tied_copies_equal(engine):
+    """Both stages hold the same bits of a tied table."""
+    import torch
+    import torch.distributed as dist
+
+    for comm in engine.module.tied_comms.values():
+        weight = engine.module._recursive_getattr(comm["module"], comm["weight_attr"][0]).detach()
+        everyone = [torch.empty_like(weight) for _ in comm["ranks"]]
+        dist.all_gather(everyone, weight, group=comm["group"])
+        if not all(torch.equal(other, weight) for other in everyone):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize(("world_size", "stages"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("compression", "most_bytes"),
+    [
+        ({"codec": "top_k", "ratio": 0.1}, 0.21),  # a tenth of the values, each with a position
+        ({"codec": "torch_fp16"}, 0.5),
+        ({"codec": "torch_bf16"}, 0.5),
+        ({"codec": "torch_powersgd", "rank": 1, "start_iter": 2}, 0.95),  # the first two steps are dense
+    ],
+    ids=lambda value: value["codec"] if isinstance(value, dict) else "",
+)
+def test_lossy_hooks_train(pools, world_size, stages, zero, compression, most_bytes):
+    run = Run(stages=stages, zero=zero, compression=compression, steps=30)
+    answers = pools[world_size].run(compressed_training, run=run)
+    losses, codecs, share, _ = answers[0]
+    assert all(answer[0] == losses for answer in answers)
+    assert all(ties for *_, ties in answers)
+    assert codecs == {compression["codec"]}
+    assert share <= most_bytes
+    dense = reference(run)
+    assert losses[-1] < dense[0] - 0.5 * (dense[0] - dense[-1])  # half of what dense training gains, at least
+
+
+def test_a_ratio_of_one_is_lossless_up_to_the_order_of_sums(pools):
+    run = Run(stages=1, compression={"codec": "top_k", "ratio": 1.0})
+    losses = pools[2].run(train_on_engine, run=run)[0]
+    assert losses == pytest.approx(reference(run), rel=1e-5)  # fp32
+
+
+def error_feedback_identity():
+    """On a real engine: what the group received is the gradient plus the old residuals minus the new ones, on average."""
+    import torch
+    import torch.distributed as dist
+
+    run = _run(stages=1, compression={"codec": "top_k", "ratio": 0.05})
+    engine = make_engine(run)
+    hook = engine.recparallel.hook
+    checked = []
+    inner = hook.hook
+
+    def checking(state, bucket):
+        before = {k: v.clone() for k, v in state.feedback.state_dict().items()}
+        gradient = bucket.buffer().clone()
+        old = torch.cat([before.get(n, torch.zeros(s)) for n, s in zip(bucket.names, bucket.sizes())])
+        future = inner(state, bucket)
+        new = torch.cat([state.feedback.state_dict()[n] for n in bucket.names])
+        sent = gradient + old - new
+        dist.all_reduce(sent)
+        torch.testing.assert_close(future.wait(), sent / 2, rtol=1e-6, atol=1e-8)  # one rounding of each sum
+        checked.append(bucket.index())
+        return future
+
+    hook.hook = checking
+    train(engine, run)
+    return len(checked)
+
+
+def test_sent_plus_residual_is_the_input(pools):
+    assert pools[2].run(error_feedback_identity) == [6, 6]
+
+
+def attach_and_remove():
+    """An engine before, with, and after a hook."""
+    import recparallel
+
+    run = _run(stages=1, zero=1)
+    engine = make_engine(run)
+    engine.recparallel.remove()
+    before = {owner: dict(vars(thing)) for owner, thing in (("engine", engine), ("optimizer", engine.optimizer))}
+    handle = recparallel.attach(engine, {"recparallel": {"compression": {"codec": "top_k", "ratio": 0.1}}})
+    attached = set(vars(engine)) - set(before["engine"])
+    handle.remove()
+    handle.remove()
+    after = {owner: dict(vars(thing)) for owner, thing in (("engine", engine), ("optimizer", engine.optimizer))}
+    same = all(
+        before[owner].keys() == after[owner].keys() and all(before[owner][k] is after[owner][k] for k in before[owner])
+        for owner in before
+    )
+    return attached, same
+
+
+def test_a_removed_hook_leaves_the_engine_as_it_was(pools):
+    for attached, same in pools[2].run(attach_and_remove):
+        assert {"train_batch", "_INSTRUCTION_MAP"} <= attached
+        assert same
+
+
+def two_engines():
+    """A hook on one engine, and another engine of the same class beside it."""
+    import recparallel
+
+    run = _run(stages=1)
+    first, second = make_engine(run), make_engine(run)
+    recparallel.attach(first, {"recparallel": {"compression": {"codec": "none"}}})
+    return "_reduce_non_expert_gradients" in vars(first), "_reduce_non_expert_gradients" in vars(second)
+
+
+def test_other_engines_are_not_touched(pools):
+    assert pools[2].run(two_engines) == [(True, False)] * 2
+
+
+def foreign_group():
+    """A PowerSGD state over the whole world, on a pipeline: gradients of two stages would be summed."""
+    import torch.distributed as dist
+    from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+
+    import recparallel
+    from recparallel.errors import HookError
+
+    engine = make_engine(_run(stages=2))
+    state = PowerSGDState(process_group=dist.group.WORLD, matrix_approximation_rank=1)
+    try:
+        recparallel.attach(engine, hook=powerSGD_hook, state=state)
+    except HookError as error:
+        message = str(error)
+    unbound = PowerSGDState(process_group=None, matrix_approximation_rank=1)
+    handle = recparallel.attach(engine, hook=powerSGD_hook, state=unbound)
+    bound_to = dist.get_process_group_ranks(unbound.process_group)
+    handle.remove()
+    return message, bound_to
+
+
+def test_a_state_of_another_group_is_refused_and_an_unbound_one_bound(pools):
+    for rank, (message, bound_to) in enumerate(pools[4].run(foreign_group)):
+        assert "[0, 1, 2, 3]" in message
+        assert bound_to == ([0, 1] if rank < 2 else [2, 3])
+        assert str(bound_to) in message
+
+
+def plain_engine(compression):
+    """A model that is no pipeline, under plain DeepSpeed with several micro-batches a step."""
+    import deepspeed
+    import torch
+
+    import recparallel
+
+    losses = []
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": 2,
+        "steps_per_print": 10**9,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+        "recparallel": {} if compression is None else {"compression": compression},
+    }
+    engine, *_ = recparallel.initialize(model=model, config=config, model_parameters=model.parameters())
+    generator = torch.Generator().manual_seed(deepspeed.comm.get_rank())
+    for _ in range(80):
+        x = torch.randn(4, 8, generator=generator)
+        loss = (engine(x) - x[:, :4]).square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_hooks_run_in_a_plain_deepspeed_engine(pools):
+    plain = pools[2].run(plain_engine, compression=None)
+    assert pools[2].run(plain_engine, compression={"codec": "none"}) == plain
+    compressed = pools[2].run(plain_engine, compression={"codec": "top_k", "ratio": 0.2})
+    assert compressed != plain
+    assert compressed[0][-1] < 0.7 * compressed[0][0]

@@ -1,0 +1,163 @@
+"""The main job as a user starts it: launches, what they write, and what happens when a rank dies."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from launching import command, environment, launch, losses, write_config, write_small_log
+
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    return write_small_log(tmp_path_factory.mktemp("log"))
+
+
+def _arguments(config: Path, log: Path, output_dir: Path, *more: str) -> list[str]:
+    named = {
+        "--deepspeed_config": config,
+        "--dataset": "movielens-100k",
+        "--data_dir": log,
+        "--output_dir": output_dir,
+        "--max_length": 16,
+        "--learning_rate": 3e-3,
+    }
+    return [*(str(part) for pair in named.items() for part in pair), *more]
+
+
+def test_a_run_writes_what_it_promises(log, tmp_path):
+    config = write_config(tmp_path / "ds.json")
+    done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "12", "--eval_epochs", "6"))
+    assert done.returncode == 0, done.stdout
+    for promised in ("pipeline cut by 'profile'", "train:", "valid HR@10", "popularity HR@10", f"written to {tmp_path / 'run'}"):
+        assert promised in done.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics) >= {"hr@10", "ndcg@10", "popularity", "sequences_per_s", "plan", "protocol"}
+    assert metrics["plan"]["pipeline"] == 2
+    assert metrics["hr@10"] > metrics["popularity"]["hr@10"]
+    assert "full ranking" in metrics["protocol"]
+    by_step = losses(tmp_path / "run")
+    assert by_step[max(by_step)] < by_step[1]
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("processes", "section", "more"),
+    [
+        (2, {"stages": 2}, {}),
+        (2, {"stages": 1, "compression": {"codec": "top_k", "ratio": 0.1}}, {"zero_optimization": {"stage": 1}}),
+    ],
+    ids=["pipeline", "top_k with ZeRO-1"],
+)
+def test_resume_gives_the_losses_of_the_uninterrupted_run(log, tmp_path, processes, section, more):
+    config = write_config(tmp_path / "ds.json", recparallel=section, **more)
+    options = ("--report_to", "none", "--eval_epochs", "0", "--dropout", "0.2")
+
+    def run(name: str, *extra: str) -> None:
+        done = launch(processes, *_arguments(config, log, tmp_path / name, *options, *extra))
+        assert done.returncode == 0, done.stdout
+
+    run("whole", "--max_steps", "24")
+    run("halves", "--max_steps", "13")  # in the middle of the second epoch
+    run("halves", "--max_steps", "24", "--resume")
+    whole, halves = losses(tmp_path / "whole"), losses(tmp_path / "halves")
+    assert halves.keys() == whole.keys() == set(range(1, 25))
+    assert halves == pytest.approx(whole, rel=1e-6)  # the same sums in the same order; 1e-6 for the printed digits
+    ranked = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "halves")]
+    assert ranked[0]["ndcg@10"] == pytest.approx(ranked[1]["ndcg@10"], rel=1e-6)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path, victim):
+    config = write_config(tmp_path / "ds.json")
+    output = tmp_path / "run"
+    arguments = _arguments(config, log, output, "--report_to", "none", "--eval_epochs", "0", "--save_steps", "5")
+    job = subprocess.Popen(
+        command(2, *arguments, "--max_steps", "100000"),
+        cwd=Path(__file__).parent.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(lambda: (output / "checkpoints" / "latest").is_file(), job)
+        os.kill(_rank_process(job.pid, victim), signal.SIGKILL)
+        died = time.monotonic()
+        printed, _ = job.communicate(timeout=60)
+        assert job.returncode != 0
+        assert time.monotonic() - died < 60
+        assert "return code = -9" in printed
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    stored = int((output / "checkpoints" / "latest").read_text().removeprefix("step_"))
+    done = launch(2, *arguments, "--max_steps", str(stored + 3), "--resume")
+    assert done.returncode == 0, done.stdout
+    assert max(losses(output)) == stored + 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({"recparallel": {"stage": 2}}, [], ["recparallel.stage", "Did you mean 'stages'"]),
+        ({"recparallel": {"stages": 2, "partition": {"method": "profil"}}}, [], ["'profil'", "Did you mean 'profile'"]),
+        ({"recparallel": {"stages": 3}}, [], ["stages is 3", "2 processes"]),
+        ({"zero_optimization": {"stage": 2}}, [], ["ZeRO-2", "use stage 0 or 1"]),
+        ({"train_batch_size": 18}, [], ["18", "not a multiple of 4"]),
+        ({}, ["--dataset", "movielens-100"], ["'movielens-100'", "Did you mean 'movielens-100k'"]),
+        ({}, ["--model", "lama-tiny"], ["'lama-tiny'", "Did you mean 'llama-tiny'"]),
+        ({}, ["--data_dir", "/nowhere"], ["/nowhere", "u.data", "grouplens"]),
+    ],
+    ids=["key", "method", "stages", "zero", "batch", "dataset", "model", "data"],
+)
+def test_bad_input_is_refused_before_launch(log, tmp_path, changes, arguments, said):
+    config = write_config(tmp_path / "ds.json", **changes)
+    done = launch(2, *_arguments(config, log, tmp_path / "run", *arguments), timeout=60)
+    assert done.returncode != 0
+    assert "first error" in done.stdout
+    for words in said:
+        assert words in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_too_many_stages(log, tmp_path):
+    config = write_config(tmp_path / "ds.json", recparallel={"stages": 6}, train_micro_batch_size_per_gpu=4)
+    done = launch(6, *_arguments(config, log, tmp_path / "run"), timeout=120)
+    assert done.returncode != 0
+    assert "stages is 6, but the model has only 5 layers" in done.stdout
+
+
+def _wait_for(condition, job: subprocess.Popen, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _rank_process(launcher: int, rank: int) -> int:
+    """Process id of one rank: a descendant of the launcher with ``RANK`` in its environment."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and _session(int(folder.name)) == launcher:
+            try:
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                program = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"RANK={rank}".encode() in variables and b"train_rec.py" in program:
+                return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return -1

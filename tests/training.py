@@ -1,0 +1,146 @@
+"""A small training that every engine test shares: the same model, data and steps in one plain process and on an engine.
+
+The reference is plain torch, without DeepSpeed and without a cut: all micro-batches of a global batch one after the
+other, the mean over all targets, ``clip_grad_norm_``, ``AdamW``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NUM_ITEMS, LENGTH, MICRO_BATCH, GLOBAL_MICRO_BATCHES = 40, 12, 2, 4
+LR = 5e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what differs between engine runs."""
+
+    stages: int = 2
+    partition: str = "uniform"
+    tied: bool = True
+    zero: int = 0
+    clip: float = 0.5
+    steps: int = 20
+    dropout: float = 0.0
+    family: str = "llama"
+    dtype: str = "fp32"
+    loss: str = "cross_entropy"
+    compression: dict[str, Any] | None = None
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+
+def recommender(run: Run) -> Any:
+    from recparallel import build_recommender
+
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    if run.family == "gpt2":
+        size = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": LENGTH}
+    architecture = {"model_type": run.family, "vocab_size": 8, "bos_token_id": None, "eos_token_id": None, **size}
+    options = {"num_negatives": 10} if run.loss == "sampled_softmax" else None
+    return build_recommender(
+        architecture, num_items=NUM_ITEMS, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
+    )
+
+
+def global_batches(steps: int) -> list[list[tuple[Tensor, Tensor]]]:
+    """For every step all micro-batches of the job, ragged, one of them without any target."""
+    generator = torch.Generator().manual_seed(7)
+    made = []
+    for step in range(steps):
+        micro = []
+        for m in range(GLOBAL_MICRO_BATCHES):
+            start = torch.randint(0, NUM_ITEMS, (MICRO_BATCH, 1), generator=generator)
+            items = (start + 3 * torch.arange(LENGTH + 1)) % NUM_ITEMS + 1  # each item has one successor, to be learned
+            inputs, labels = items[:, :-1].clone(), items[:, 1:].clone()
+            for row in range(MICRO_BATCH):
+                length = int(torch.randint(2, LENGTH + 1, (1,), generator=generator))
+                if (step, m) == (1, 3):
+                    length = 0
+                inputs[row, length:], labels[row, length:] = 0, -100
+            micro.append((inputs, labels))
+        made.append(micro)
+    return made
+
+
+def reference(run: Run) -> list[float]:
+    """Losses of plain torch in this process."""
+    rec = recommender(run)
+    modules: list[nn.Module] = []
+    shared: dict[str, nn.Module] = {}
+    for index, layer in enumerate(rec.layers):
+        torch.manual_seed(1234 + index)
+        module = shared.get(layer.tie or "") or layer.build()
+        if layer.tie:
+            shared[layer.tie] = module
+        modules.append(module)
+    model = nn.ModuleList(modules)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
+    losses = []
+    for step, micro_batches in enumerate(global_batches(run.steps)):
+        targets = sum(int((labels != -100).sum()) for _, labels in micro_batches)
+        total = 0.0
+        for m, (inputs, labels) in enumerate(micro_batches):
+            x: Any = inputs
+            for index, (layer, module) in enumerate(zip(rec.layers, modules)):
+                torch.manual_seed(1234 * (step * GLOBAL_MICRO_BATCHES + m + 2) + index)
+                x = layer.run(module, x)
+            rec.loss_fn.targets_per_micro_batch = float(targets)
+            loss = rec.loss_fn(x, labels)
+            loss.backward()
+            total += loss.item()
+        if run.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), run.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses
+
+
+def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": MICRO_BATCH,
+        "gradient_accumulation_steps": GLOBAL_MICRO_BATCHES // replicas,
+        "gradient_clipping": run.clip,
+        "steps_per_print": 10**9,
+        "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": 0.01, "torch_adam": True}},
+        "zero_optimization": {"stage": run.zero},
+        "zero_allow_untested_optimizer": True,
+        "recparallel": {"stages": run.stages, "partition": {"method": run.partition}},
+        **run.deepspeed,
+    }
+    if run.compression is not None:
+        config["recparallel"]["compression"] = run.compression
+    if run.dtype.startswith("bf16"):
+        config["bf16"] = {"enabled": True}
+        if run.dtype == "bf16_fp32_accumulation":
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def make_engine(run: Run) -> Any:
+    import torch.distributed as dist
+
+    import recparallel
+
+    replicas = dist.get_world_size() // run.stages
+    sample = global_batches(1)[0][0]
+    engine, *_ = recparallel.initialize(model=recommender(run), config=deepspeed_config(run, replicas), sample=sample)
+    return engine
+
+
+def train(engine: Any, run: Run, *, first: int = 0) -> list[float]:
+    """Losses of steps ``first`` up to ``run.steps`` on ``engine``."""
+    replicas, replica = engine.grid.data_parallel_size, engine.grid.data_parallel_id
+    share = GLOBAL_MICRO_BATCHES // replicas
+    losses = []
+    for micro_batches in global_batches(run.steps)[first:]:
+        own = micro_batches[replica * share : (replica + 1) * share]
+        losses.append(engine.train_batch(iter(own)).item())
+    return losses
+
+
+def train_on_engine(run: Run) -> list[float]:
+    return train(make_engine(run), run)

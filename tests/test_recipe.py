@@ -34,7 +34,13 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
     config = write_config(tmp_path / "ds.json")
     done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "12", "--eval_epochs", "6"))
     assert done.returncode == 0, done.stdout
-    for promised in ("pipeline cut by 'profile'", "train:", "valid HR@10", "popularity HR@10", f"written to {tmp_path / 'run'}"):
+    for promised in (
+        "pipeline cut by 'profile'",
+        "train:",
+        "valid HR@10",
+        "popularity HR@10",
+        f"written to {tmp_path / 'run'}",
+    ):
         assert promised in done.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics) >= {"hr@10", "ndcg@10", "popularity", "sequences_per_s", "plan", "protocol"}

@@ -43,7 +43,7 @@ class LayerCost(_Word):
 class LinkCost(_Word):
     """A link between two neighbouring stages."""
 
-    bytes_per_second: float = Field(gt=0)
+    bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
     latency_seconds: Seconds = 0.0
 
 
@@ -51,7 +51,7 @@ class Device(_Word):
     """One device. ``relative_speed`` is 1.0 for the device on which the layers were measured."""
 
     name: str = "cpu"
-    relative_speed: float = Field(default=1.0, gt=0)
+    relative_speed: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     memory_bytes: Bytes | None = None
 
 

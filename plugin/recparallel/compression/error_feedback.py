@@ -41,7 +41,7 @@ class ErrorFeedback:
             sizes: their numbers of elements; they add up to N.
         """
         if names not in self._residuals:
-            self._residuals[names] = self._regroup(names, flat_N)
+            self._residuals[names] = self._regroup(names, sizes, flat_N)
             self._sizes[names] = sizes
         corrected_N = self._residuals[names].add_(flat_N)
         payload = self.codec.encode(corrected_N)
@@ -50,12 +50,19 @@ class ErrorFeedback:
         corrected_N.sub_(sent_N)  # in place: the stored tensor now is the new residual
         return payload
 
-    def _regroup(self, names: Key, like_N: Tensor) -> Tensor:
+    def _regroup(self, names: Key, sizes: list[int], like_N: Tensor) -> Tensor:
+        """The residual of a new bucket, gathered from the buckets that held its parameters before. What else these
+        held waits, by name, for the buckets to come."""
+        residual_N = torch.zeros_like(like_N, dtype=torch.promote_types(like_N.dtype, torch.float32))
         known = self.state_dict()
-        if not any(name in known for name in names):
-            return torch.zeros_like(like_N, dtype=torch.promote_types(like_N.dtype, torch.float32))
-        self._residuals = {key: value for key, value in self._residuals.items() if not set(key) & set(names)}
-        return torch.cat([known[name].to(like_N.device) for name in names])
+        for name, part in zip(names, residual_N.split(sizes)):
+            if name in known:
+                part.copy_(known[name])
+        for key in [key for key in self._residuals if set(key) & set(names)]:
+            del self._residuals[key]
+            self._sizes.pop(key, None)
+            self._residuals.update({(name,): known[name].clone() for name in key if name not in names})
+        return residual_N
 
     def state_dict(self) -> dict[str, Tensor]:
         """Residuals by global parameter name, each flat."""

@@ -1,9 +1,9 @@
 """Keep the entries of largest magnitude."""
 
 import math
+from dataclasses import dataclass
 
 import torch
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from recparallel.compression.base import Codec, Payload
@@ -27,7 +27,7 @@ class TopK(Codec):
         ratio: share of entries kept, in (0, 1].
 
     Raises:
-        ConfigError: ratio out of range.
+        ConfigError: ratio is no number, or out of range.
 
     Example:
         >>> import torch
@@ -40,8 +40,10 @@ class TopK(Codec):
     name = "top_k"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio <= 1.0:
-            raise ConfigError(f"top_k: ratio must lie in (0, 1], got {self.ratio} (recparallel.compression.ratio)")
+        if not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio <= 1.0:
+            raise ConfigError(
+                f"top_k: ratio must be a number in (0, 1], got {self.ratio!r} (recparallel.compression.ratio)"
+            )
 
     def encode(self, flat_N: Tensor) -> Payload:
         positions = torch.topk(flat_N.abs(), self._num_kept(flat_N.numel()), sorted=False).indices

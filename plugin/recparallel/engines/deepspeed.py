@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from recparallel import registry
@@ -120,6 +122,7 @@ def initialize(
         raise ConfigError("training_data was given without max_length (positions per sequence)")
     _build_codec(section.compression)
     deepspeed.init_distributed()
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
         rows = training_data[: _micro_batch(deepspeed_config, section)]["items"]
         sample = collate_windows(list(rows), max_length=max_length)
@@ -128,6 +131,7 @@ def initialize(
         num_stages=section.stages,
         partition=section.partition,
         seed=section.seed,
+        dtype=_dtype(deepspeed_config),
         sample=sample,
         profile=profile,
         fixed=partition,
@@ -253,8 +257,16 @@ def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:
         num_micro_batches=engine.micro_batches,
         compression="none" if hook is None else hook.name,
         zero_stage=engine.zero_optimization_stage(),
-        dtype="bfloat16" if engine.bfloat16_enabled() else "float16" if engine.fp16_enabled() else "float32",
+        dtype=str(engine.get_data_types()[0]).removeprefix("torch."),
     )
+
+
+def _dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
+    """Of the weights, as the DeepSpeed config has it."""
+    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if (deepspeed_config.get(key) or {}).get("enabled"):
+            return dtype
+    return torch.float32
 
 
 def _loader(engine: Any, training_data: Any, max_length: int, *, seed: int) -> WindowLoader:

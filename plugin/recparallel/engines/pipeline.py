@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 
 from recparallel import registry
@@ -29,6 +30,7 @@ class RecommenderPipeline(PipelineModule):
     results do not depend on where the cuts are, nor on how many replicas share a global batch.
 
     Args:
+        dtype: of the weights that will be trained; layers are timed in it.
         sample: one micro-batch, for partitioners that measure. Timed on rank 0.
         profile: use this profile instead of measuring.
         fixed: use this cut, whatever the method; a run that resumes needs the one it was stored with.
@@ -44,6 +46,7 @@ class RecommenderPipeline(PipelineModule):
         num_stages: int,
         partition: PartitionConfig,
         seed: int = 1234,
+        dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
         profile: Profile | None = None,
         fixed: Partition | None = None,
@@ -52,6 +55,7 @@ class RecommenderPipeline(PipelineModule):
         self._layers = recommender.layers
         self._loss = recommender.loss_fn
         self._config = partition
+        self._dtype = dtype
         self._sample = sample
         self._fixed = fixed
         self.profile = profile
@@ -123,7 +127,13 @@ class RecommenderPipeline(PipelineModule):
                 "pass training_data (or sample, or a profile)"
             )
         profile = profile_layers(
-            self._layers, self._loss, self._sample, repeats=self._config.repeats, warmup=self._config.warmup
+            self._layers,
+            self._loss,
+            self._sample,
+            repeats=self._config.repeats,
+            warmup=self._config.warmup,
+            device=get_accelerator().current_device_name(),
+            dtype=self._dtype,
         )
         return profile.model_dump_json()
 

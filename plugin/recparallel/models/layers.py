@@ -106,6 +106,13 @@ class DecoderBlock(nn.Module):
         self.rotary = trunk.materialize(trunk.rotary) if trunk.rotary else None
         self.attention = trunk.attention_type(index)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DecoderBlock":
+        """A cast to bf16 must not reach the rotary frequencies: positions would round. Only their device changes."""
+        rotary, self.rotary = self.rotary, None
+        super()._apply(fn, recurse)
+        self.rotary = rotary if rotary is None else rotary.to(next(self.parameters()).device)
+        return self
+
     def forward(self, hidden_BLD: Tensor) -> Tensor:
         positions_1L = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device).unsqueeze(0)
         masks = create_masks_for_generate(self.config, hidden_BLD, attention_mask=None, past_key_values=None)

@@ -66,13 +66,23 @@ class _LoadsWeights(nn.Module):
 
 
 def _read(folder: Path, name: str, shape: torch.Size) -> Tensor:
+    names = (name, name.partition(".")[2])  # a base model's folder, such as gpt2's own, leaves the prefix out
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    files = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-    path = folder / files.get(name, SAFE_WEIGHTS_NAME)
+    path = folder / SAFE_WEIGHTS_NAME
+    if index.is_file():
+        files = json.loads(index.read_text())["weight_map"]
+        listed = next((files[stored] for stored in names if stored in files), None)
+        if listed is None:
+            raise CheckpointError(f"{index} lists no tensor {name!r}, which this model needs")
+        path = folder / listed
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; it should hold tensor {name!r}, which this model needs")
     with safe_open(path, framework="pt") as file:
-        if name not in set(file.keys()):
+        known = set(file.keys())
+        found = next((stored for stored in names if stored in known), None)
+        if found is None:
             raise CheckpointError(f"{path} has no tensor {name!r}, which this model needs")
-        tensor: Tensor = file.get_tensor(name)
+        tensor: Tensor = file.get_tensor(found)
     if tensor.shape != shape:
         raise CheckpointError(f"{name!r} in {path} has shape {list(tensor.shape)}, this model needs {list(shape)}")
     return tensor

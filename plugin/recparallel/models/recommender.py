@@ -70,7 +70,7 @@ def build_recommender(
         raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
     config = _load_config(model)
     if num_items is not None:
-        for key in ("attention_dropout", "attn_pdrop", "resid_pdrop"):
+        for key in ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"):
             if hasattr(config, key):
                 setattr(config, key, dropout)
         config.tie_word_embeddings = tied

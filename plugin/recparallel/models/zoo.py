@@ -85,6 +85,8 @@ def load_card(path: Path) -> Card:
     """
     try:
         return Card.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors()]
         raise ConfigError("\n".join(lines)) from error

@@ -20,7 +20,8 @@ def minimize_bottleneck(profile: Profile, stages: int) -> Partition:
         2. ``B[1][j] = W[j]``; ``B[s][j] = min over i in [s - 1, j)`` of ``max(B[s - 1][i], W[j] - W[i])``.
         3. Walk the choices back from ``B[stages][n]``.
 
-    Among equal cuts the one with the later bounds is taken, so every rank with the same profile finds the same cut.
+    Which of several equal cuts is taken depends on the profile alone, so every rank with the same profile finds the
+    same cut.
 
     Raises:
         PartitionError: fewer layers than stages, or no stage at all.

@@ -41,7 +41,7 @@ def profile_layers(
     1. Feed the micro-batch to the first layer, each output to the next layer.
     2. Per layer, after ``warmup`` runs, take the median of ``repeats`` timed forward and backward passes. The loss
        belongs to the last layer, since it runs where that layer runs.
-    3. Of layers that are ``alike``, measure the first: the others do the same work.
+    3. Of layers that are ``alike``, measure the first: the others do the same work, unless the loss comes on top.
 
     Args:
         sample: one micro-batch: inputs (B, L) int64 and labels.
@@ -54,7 +54,8 @@ def profile_layers(
     x: Any = inputs.to(device)
     with torch.random.fork_rng(), torch.enable_grad():
         for index, layer in enumerate(progress(layers)):
-            if layer.alike is not None and layer.alike in seen:
+            last = index == len(layers) - 1
+            if layer.alike is not None and layer.alike in seen and not last:  # the last one alone runs the loss
                 costs.append(seen[layer.alike].model_copy(update={"name": layer.name}))
                 continue
             if layer.tie is not None and layer.tie in shared:
@@ -63,7 +64,7 @@ def profile_layers(
                 module = layer.build().to(device=device, dtype=dtype).train()
             if layer.tie is not None:
                 shared[layer.tie] = module
-            run = _closed(layer, module, loss_fn, labels) if index == len(layers) - 1 else _open(layer, module)
+            run = _closed(layer, module, loss_fn, labels) if last else _open(layer, module)
             measured = _measure(layer.name, run, module, x, repeats=repeats, warmup=warmup)
             costs.append(measured.cost)
             if layer.alike is not None:

@@ -39,5 +39,5 @@ class TargetLoss(ABC):
         hidden_BLD, table_VD = outputs
         wanted_BL = labels_BL != IGNORE
         targets_N = labels_BL[wanted_BL]
-        per_micro_batch = self.targets_per_micro_batch or len(targets_N)
-        return self.total(hidden_BLD[wanted_BL], table_VD, targets_N) / max(per_micro_batch, 1)
+        per_micro_batch = self.targets_per_micro_batch or max(len(targets_N), 1)  # may lie below 1, but is not 0
+        return self.total(hidden_BLD[wanted_BL], table_VD, targets_N) / per_micro_batch

@@ -12,8 +12,8 @@ class SampledSoftmax(TargetLoss):
 
     1. Draw ``K`` negatives with replacement from ``q`` (uniform over the items, or in proportion to ``item_counts **
        power``).
-    2. Correct every score: ``s'_j = s_j - log(K · q_j)`` for negatives, ``s'_t = s_t - log(K · q_t)`` for the target,
-       so that the softmax over the sample estimates the one over the catalogue.
+    2. Correct the negatives' scores, ``s'_j = s_j - log(K · q_j)``, so that the sum over the sample estimates the one
+       over the catalogue. The target is not drawn but always there, so its score stays as it is.
     3. Remove accidental hits: a negative that equals a position's target counts as minus infinity there.
 
     Sources: Bengio & Senécal, "Adaptive importance sampling to accelerate training of a neural probabilistic language
@@ -55,7 +55,7 @@ class SampledSoftmax(TargetLoss):
         device = hidden_ND.device
         negatives_K = self.sample().to(device)
         log_q = (self.num_negatives * self.q).log().to(device)
-        positive_N = (hidden_ND * table_VD[targets_N]).sum(-1).float() - log_q[targets_N]
+        positive_N = (hidden_ND * table_VD[targets_N]).sum(-1).float()
         negative_NK = (hidden_ND @ table_VD[negatives_K].T).float() - log_q[negatives_K]
         negative_NK = negative_NK.masked_fill(targets_N[:, None] == negatives_K, float("-inf"))
         scores_NS = torch.cat([positive_N[:, None], negative_NK], dim=1)

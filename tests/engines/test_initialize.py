@@ -1,0 +1,152 @@
+"""`recparallel.initialize` and `attach` as a user's script calls them."""
+
+import pytest
+from training import LENGTH, NUM_ITEMS, Run, deepspeed_config, recommender
+
+
+def _windows():
+    import datasets
+
+    rows = [[(start + 3 * i) % NUM_ITEMS + 1 for i in range(2 + start % LENGTH)] for start in range(37)]
+    return datasets.Dataset.from_dict({"items": rows})
+
+
+def script(run, *, explicit):
+    """The README's five lines; or the same with a loop over the loader."""
+    import torch.distributed as dist
+
+    import recparallel
+
+    config = deepspeed_config(run, dist.get_world_size() // run.stages)
+    engine, optimizer, loader, _ = recparallel.initialize(
+        model=recommender(run), config=config, training_data=_windows(), max_length=LENGTH
+    )
+    assert optimizer is engine.optimizer
+    losses = []
+    if explicit:
+        while len(losses) < run.steps:
+            losses += [engine.train_batch(iter(micro_batches)).item() for micro_batches in loader]
+    else:
+        losses = [engine.train_batch().item() for _ in range(run.steps)]
+    return losses[: run.steps], len(loader), loader.sampler.epoch
+
+
+@pytest.mark.parametrize(("world_size", "stages"), [(1, 1), (2, 2), (2, 1), (4, 2)])
+def test_five_lines_train(pools, world_size, stages):
+    run = Run(stages=stages, partition="profile", steps=12)  # 5 steps an epoch: two epochs and a bit
+    five_lines = pools[world_size].run(script, run=run, explicit=False)
+    loop = pools[world_size].run(script, run=run, explicit=True)
+    for mine, theirs in zip(five_lines, loop):
+        assert mine[0] == pytest.approx(theirs[0], rel=1e-6)  # both cut by time, maybe at different layers
+    losses, steps_per_epoch, epoch = five_lines[0]
+    assert (steps_per_epoch, epoch) == (5, 2)
+    assert losses[-1] < losses[0]
+    one_process = pools[1].run(script, run=Run(stages=1, steps=12), explicit=True)[0][0]
+    assert losses == pytest.approx(one_process, rel=1e-5)  # fp32, sums in another order
+
+
+def refusal(run, *, section=None, **options):
+    import recparallel
+    from recparallel.errors import RecParallelError
+
+    config = deepspeed_config(run, 1)
+    config["recparallel"].update(section or {})
+    try:
+        recparallel.initialize(model=recommender(run), config=config, **options)
+    except RecParallelError as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "said"),
+    [
+        ({"compression": {"codec": "top_k", "ratoi": 0.1}}, {}, ["ConfigError", "ratoi", "['ratio']"]),
+        ({"compression": {"codec": "top_k", "ratio": 2}}, {}, ["ConfigError", "(0, 1]", "2"]),
+        ({"compression": {"codec": "torch_powersgd", "rnk": 2}}, {}, ["ConfigError", "rnk", "'rank', 'start_iter'"]),
+        ({"compression": {"codec": "none", "ratio": 2}}, {}, ["ConfigError", "no options"]),
+        ({"stages": 9}, {}, ["ConfigError", "stages is 9"]),
+        ({}, {"training_data": [1]}, ["ConfigError", "without max_length"]),
+    ],
+)
+def test_bad_input_is_refused_by_name(pools, section, options, said):
+    for message in pools[1].run(refusal, run=Run(stages=1), section=section, **options):
+        for words in said:
+            assert words in message
+
+
+def hook_and_config():
+    from training import make_engine
+
+    import recparallel
+    from recparallel.errors import ConfigError
+
+    engine = make_engine(Run(stages=1, compression={"codec": "none"}))
+    try:
+        recparallel.attach(engine, {"recparallel": {"compression": {"codec": "none"}}}, hook=print)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_two_hooks_are_one_too_many(pools):
+    assert all("use one" in message for message in pools[2].run(hook_and_config))
+
+
+def zero_without_contiguous_gradients():
+    from training import make_engine
+
+    import recparallel
+    from recparallel.errors import HookError
+
+    engine = make_engine(
+        Run(stages=1, zero=1, deepspeed={"zero_optimization": {"stage": 1, "contiguous_gradients": False}})
+    )
+    before = dict(vars(engine.optimizer))
+    try:
+        recparallel.attach(engine, {"recparallel": {"compression": {"codec": "none"}}})
+    except HookError as error:
+        return str(error), dict(vars(engine.optimizer)).keys() == before.keys()
+    return "accepted", True
+
+
+def test_a_refused_hook_leaves_nothing_behind(pools):
+    for message, clean in pools[2].run(zero_without_contiguous_gradients):
+        assert "contiguous_gradients=False" in message
+        assert clean
+
+
+def checkpointed(folder):
+    """Save under one plan; load under others."""
+    from pathlib import Path
+
+    from training import make_engine, train
+
+    from recparallel.engines.checkpoint import load_checkpoint, save_checkpoint, stored_plan
+    from recparallel.errors import RecParallelError
+
+    folder = Path(folder)
+    run = Run(stages=2, steps=2, compression={"codec": "top_k", "ratio": 0.5})
+    messages = []
+    try:
+        stored_plan(folder)
+    except RecParallelError as error:
+        messages.append(str(error))
+    engine = make_engine(run)
+    train(engine, run)
+    save_checkpoint(engine, folder, sampler={"step": 2})
+    assert load_checkpoint(make_engine(run), folder) == {"step": 2}
+    for other in (Run(stages=1), Run(stages=2, zero=1), Run(stages=2, partition="type:ItemEmbedding|FinalNorm")):
+        try:
+            load_checkpoint(make_engine(other), folder)
+        except RecParallelError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_checkpoint_of_another_plan_is_refused(pools, tmp_path):
+    for none, stages, zero, cut in pools[2].run(checkpointed, folder=str(tmp_path)):
+        assert "holds no checkpoint" in none
+        assert "pipeline: stored 2, now 1" in stages
+        assert "zero_stage: stored 0, now 1" in zero
+        assert "cut: stored [0, 3, 6]" in cut

@@ -9,7 +9,7 @@ OUTPUT ?= runs/first
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
-.PHONY: install train test test-gpu check format clean
+.PHONY: install train test test-gpu bench check format clean
 
 install: $(STAMP)
 

@@ -4,7 +4,6 @@
 ``attach`` is the half of it that works on an engine which someone else made.
 """
 
-import inspect
 import logging
 import os
 from collections.abc import Iterator
@@ -17,12 +16,11 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
-from recparallel import registry
-from recparallel.config import CompressionConfig, RecParallelConfig, check_together, parse_config, read_deepspeed_config
+from recparallel.config import RecParallelConfig, check_together, parse_config, read_deepspeed_config
 from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
+from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
-from recparallel.data_parallel.synchronous import CompressedAverage, CompressedHook, average_compressed
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.clipping import clip_gradients
 from recparallel.engines.dense_exchange import bind_exchange_report
@@ -120,7 +118,7 @@ def initialize(
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
     if training_data is not None and max_length is None:
         raise ConfigError("training_data was given without max_length (positions per sequence)")
-    _build_codec(section.compression)
+    check_codec(section.compression)
     deepspeed.init_distributed()
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
@@ -175,7 +173,7 @@ def attach(
     bindings = Bindings()
     try:
         group = data_parallel_group(engine)
-        bound = bind(hook, state, group) if hook is not None else _configured_hook(section.compression, group)
+        bound = bind(hook, state, group) if hook is not None else configured_hook(section.compression, group)
         if bound is not None and dist.get_world_size(group) == 1:
             logger.info("gradient hook %r is idle: there is one replica, nothing is exchanged", bound.name)
         elif bound is not None:
@@ -193,39 +191,6 @@ def attach(
         bindings.remove()
         raise
     return Handle(engine, bound, plan, bindings)
-
-
-def _configured_hook(compression: CompressionConfig | None, group: dist.ProcessGroup) -> BoundHook | None:
-    built = _build_codec(compression)
-    if compression is None or built is None:
-        return None
-    if isinstance(built, type):
-        codec = built(**compression.options)
-        state = CompressedAverage(codec, group, error_feedback=compression.error_feedback)
-        return CompressedHook(compression.codec, average_compressed, state)
-    hook: BoundHook = built(group, **compression.options)
-    return hook
-
-
-def _build_codec(compression: CompressionConfig | None) -> Any:
-    """Look the codec up and try its options, so that a wrong one is refused before any process group exists."""
-    if compression is None:
-        return None
-    built = registry.codecs.load(compression.codec)
-    try:
-        if isinstance(built, type):
-            built(**compression.options)
-        else:
-            inspect.signature(built).bind(None, **compression.options)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        allowed = [name for name in inspect.signature(built).parameters if name != "group"]
-        raise ConfigError(
-            f"recparallel.compression: codec {compression.codec!r} does not take {compression.options}; "
-            f"it takes {allowed or 'no options'}: {error}"
-        ) from error
-    return built
 
 
 def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:

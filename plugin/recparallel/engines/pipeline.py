@@ -12,7 +12,7 @@ from recparallel import registry
 from recparallel.config import PartitionConfig
 from recparallel.engines.partition_table import print_partition
 from recparallel.errors import PartitionError, RecParallelError
-from recparallel.models.layers import Layer
+from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.plan import Partition, Profile
 from recparallel.profiling.layers import profile_layers

@@ -12,7 +12,8 @@ from torch import Tensor
 from recparallel.data.batching import EvaluationBatch, collate_evaluation, evaluation_batches
 from recparallel.engines.bindings import Bindings
 from recparallel.evaluation.metrics import ranks_of_targets
-from recparallel.models.layers import HeadOutput, scores_at
+from recparallel.models.layer import HeadOutput
+from recparallel.models.layers import scores_at
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import wandb
 
-from recparallel.events import Event, Exchange, Phase, StepDone
+from recparallel.events import Event, Exchange, Phase, StepDone, Transfer
 
 
 class WandbTracker:
@@ -41,6 +41,8 @@ class WandbTracker:
             self._sums["exchange/wire_bytes"] += event.wire_bytes
             self._sums["exchange/dense_bytes"] += event.dense_bytes
             self._sums["exchange/seconds"] += event.seconds
+        elif isinstance(event, Transfer):
+            self._sums["boundary/sent_bytes"] += event.num_bytes
         elif isinstance(event, StepDone):
             self._sums["loss"] = event.loss
             self._sums["sequences_per_s"] = event.num_sequences / event.seconds

@@ -15,7 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from recparallel.errors import CheckpointError
-from recparallel.models.layers import DecoderBlock, Layer, TokenEmbedding, TokenHead, TrunkPart
+from recparallel.models.layer import Layer
+from recparallel.models.layers import DecoderBlock, TokenEmbedding, TokenHead, TrunkPart
 from recparallel.models.trunk import Trunk
 
 

@@ -10,11 +10,11 @@ from transformers import AutoConfig, PretrainedConfig
 
 from recparallel import registry
 from recparallel.errors import ConfigError, UnknownNameError
+from recparallel.models.layer import Layer
 from recparallel.models.layers import (
     DecoderBlock,
     FinalNorm,
     ItemEmbedding,
-    Layer,
     NextItemHead,
     TokenEmbedding,
     TokenHead,

@@ -7,7 +7,7 @@ exposes (``base_model_pp_plan``); a family without that plan is a subclass in ``
 
 import copy
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +16,7 @@ from transformers.initialization import guard_torch_init_functions
 
 from recparallel import registry
 from recparallel.errors import ConfigError
-
-if TYPE_CHECKING:
-    from recparallel.models.layers import Layer
+from recparallel.models.layer import Layer
 
 
 class Trunk:
@@ -60,7 +58,7 @@ class Trunk:
         rotary = f"{prefix}.rotary_emb" if hasattr(self.skeleton.base_model, "rotary_emb") else ""
         return first, middle, last, rotary
 
-    def before_blocks(self) -> "list[Layer]":
+    def before_blocks(self) -> list[Layer]:
         """Layers between the embedding and the first block. Override for a family with, say, a table of positions."""
         return []
 

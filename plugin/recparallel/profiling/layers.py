@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recparallel.models.layers import Layer
+from recparallel.models.layer import Layer
 from recparallel.plan import LayerCost, Profile
 
 LossFunction = Callable[[Any, Any], Tensor]

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from recparallel.errors import ConfigError
-from recparallel.models.layers import Layer, TrunkPart
+from recparallel.models.layer import Layer
+from recparallel.models.layers import TrunkPart
 from recparallel.models.trunk import Trunk
 
 

@@ -1,4 +1,4 @@
-"""Losses over :data:`~recparallel.models.layers.HeadOutput`: one file each, all means over targets."""
+"""Losses over :data:`~recparallel.models.layer.HeadOutput`: one file each, all means over targets."""
 
 from recparallel.models.losses.base import IGNORE, TargetLoss
 

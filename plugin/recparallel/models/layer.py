@@ -1,0 +1,42 @@
+"""How a pipeline layer is described before it is built, and what the last one gives.
+
+Shapes: B sequences, L positions, D hidden width, V rows of the item table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+HeadOutput = tuple[Tensor, Tensor]
+"""Hidden states (B, L, D) and the table (V, D) to score them against. Scores are made by the loss or the ranking, for
+the positions that they need, instead of for every position here."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How to build one pipeline layer.
+
+    Args:
+        name: unique and readable, ``"blocks.3"``.
+        module_class: an ``nn.Module`` subclass.
+        kwargs: what it is built with.
+        tie: layers with the same key share one module.
+        alike: layers with the same text do the same work, so a profile measures one of them.
+        forward: called as ``forward(module, inputs)`` in place of ``module(inputs)``.
+    """
+
+    name: str
+    module_class: type[nn.Module]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    tie: str | None = None
+    alike: str | None = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
+
+    def build(self) -> nn.Module:
+        return self.module_class(**self.kwargs)
+
+    def run(self, module: nn.Module, inputs: Any) -> Any:
+        """The layer's output, whether or not it has a ``forward`` of its own."""
+        return module(inputs) if self.forward is None else self.forward(module, inputs)

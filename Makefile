@@ -22,7 +22,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 train: install
-	$(BIN)/deepspeed --num_accelerators 2 recipes/train_rec.py --deepspeed_config recipes/configs/pipeline_2.json \
+	$(BIN)/deepspeed --log_level warning --num_accelerators 2 recipes/train_rec.py --deepspeed_config recipes/configs/pipeline_2.json \
 	  --model llama-tiny --dataset synthetic --num_train_epochs 12 --eval_epochs 4 --output_dir $(OUTPUT)
 
 test: install

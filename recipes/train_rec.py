@@ -10,7 +10,6 @@ Works on CPUs (gloo) and GPUs (NCCL) without a change. Each option has a help te
 import json
 import logging
 import os
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -249,10 +248,9 @@ def fit(
                 and engine.global_steps < total_steps
             ):
                 metrics = evaluate(engine, split, "valid", max_length)
-                bar.write(
-                    f"epoch {loader.sampler.epoch}: valid HR@10 {metrics['HR@10']:.4f}  NDCG@10 {metrics['NDCG@10']:.4f}",
-                    file=sys.stderr,
-                )
+                if RANK == 0:
+                    epoch = loader.sampler.epoch
+                    bar.write(f"epoch {epoch}: valid HR@10 {metrics['HR@10']:.4f}  NDCG@10 {metrics['NDCG@10']:.4f}")
                 if tracker is not None:
                     tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=engine.global_steps)
     return seconds, sequences

@@ -7,7 +7,8 @@ STAMP  := $(VENV)/.installed
 OUTPUT ?= runs/first
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export HF_HUB_DISABLE_PROGRESS_BARS := 1
+# What DeepSpeed compiles at its first start lives with the environment, and is built when it is made.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: install train test test-gpu bench check format clean
 
@@ -19,11 +20,14 @@ $(STAMP): setup.cfg setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
+	$(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()" >/dev/null
 	@touch $(STAMP)
 
 train: install
 	$(BIN)/deepspeed --log_level warning --num_accelerators 2 recipes/train_rec.py --deepspeed_config recipes/configs/pipeline_2.json \
-	  --model llama-tiny --dataset synthetic --num_train_epochs 12 --eval_epochs 4 --output_dir $(OUTPUT)
+	  --model llama-tiny --dataset synthetic --num_train_epochs 12 --eval_epochs 4 \
+	  --output_dir $(OUTPUT) --overwrite_output_dir
 
 test: install
 	$(BIN)/python -m pytest

@@ -26,15 +26,18 @@ from recparallel import events
 from recparallel.data import load_log
 from recparallel.data.histories import Histories
 from recparallel.data.splits import Split, leave_one_out
-from recparallel.engines.checkpoint import load_checkpoint, save_checkpoint, stored_plan
+from recparallel.engines.checkpoint import POINTER, check_resumable, load_checkpoint, save_checkpoint
 from recparallel.engines.launch import clear_reports, running, set_threads
 from recparallel.engines.ranking import rank_targets
+from recparallel.engines.step_summary import StepSummary
 from recparallel.errors import ConfigError
 from recparallel.evaluation.metrics import summarize
 from recparallel.evaluation.popularity import evaluate_popularity, popularity_scores
 from recparallel.models.zoo import Card, Head, find_card
 
-ZOO = Path(__file__).parent.parent / "model_zoo"
+ROOT = Path(__file__).parent.parent
+ZOO = ROOT / "model_zoo"
+CONFIG = ROOT / "recipes" / "configs" / "single.json"
 PROTOCOL = "leave-one-out, last item as test, full ranking over the catalogue, seen items filtered out, ties against the target"
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -69,8 +72,8 @@ class TrainingArguments:
     """How it is trained. Batch sizes, precision, ZeRO, cuts and compression stand in the DeepSpeed config."""
 
     output_dir: str = field(metadata={"help": "where metrics, checkpoints and the W&B run are written"})
-    deepspeed_config: str = field(
-        default="recipes/configs/single.json", metadata={"help": "DeepSpeed JSON with a recparallel section"}
+    deepspeed_config: str | None = field(
+        default=None, metadata={"help": "DeepSpeed JSON with a recparallel section; by default the card's plan"}
     )
     num_train_epochs: int | None = field(default=None, metadata={"help": "passes over the training windows"})
     max_steps: int = field(default=-1, metadata={"help": "stop after this many optimizer steps in all"})
@@ -81,6 +84,10 @@ class TrainingArguments:
         default=10, metadata={"help": "rank the validation items after every so many epochs; 0 never"}
     )
     save_steps: int = field(default=0, metadata={"help": "checkpoint after every so many steps; 0 only at the end"})
+    logging_steps: int = field(
+        default=10, metadata={"help": "gather what steps cost on every rank after so many of them"}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "start anew in a folder with an earlier run"})
     resume: bool = field(default=False, metadata={"help": "go on from the latest checkpoint in output_dir"})
     threads_per_rank: int | None = field(
         default=None, metadata={"help": "torch threads; by default an equal share of the cores"}
@@ -106,18 +113,57 @@ def main() -> None:
     if RANK == 0:
         clear_reports(output_dir)
     with running(output_dir):
+        check_arguments(arguments, output_dir)
         set_threads(arguments[2].threads_per_rank)
         train(arguments, output_dir)
+
+
+def check_arguments(arguments: Arguments, output_dir: Path) -> None:
+    """Refuse numbers out of range, and a folder that holds another run."""
+    model_args, data_args, train_args = arguments
+    for name, value, least in (
+        ("num_train_epochs", train_args.num_train_epochs, 1),
+        ("max_length", data_args.max_length, 1),
+        ("num_negatives", model_args.num_negatives, 1),
+        ("threads_per_rank", train_args.threads_per_rank, 1),
+        ("logging_steps", train_args.logging_steps, 1),
+        ("eval_epochs", train_args.eval_epochs, 0),
+        ("save_steps", train_args.save_steps, 0),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+    if train_args.learning_rate is not None and train_args.learning_rate <= 0:
+        raise ConfigError(f"--learning_rate must be above 0, got {train_args.learning_rate}")
+    if train_args.report_to not in ("wandb", "none"):
+        raise ConfigError(f"--report_to {train_args.report_to!r}; allowed are wandb and none")
+    if train_args.resume and train_args.overwrite_output_dir:
+        raise ConfigError("--resume goes on with what is in output_dir, --overwrite_output_dir removes it; use one")
+    pointer = output_dir / "checkpoints" / POINTER
+    if pointer.exists() and not train_args.resume and not train_args.overwrite_output_dir:
+        raise ConfigError(
+            f"{output_dir} holds checkpoints of an earlier run; go on with --resume, start anew with "
+            "--overwrite_output_dir, or name another --output_dir"
+        )
+    if train_args.overwrite_output_dir and RANK == 0:
+        for old in (pointer, output_dir / "metrics.json"):
+            old.unlink(missing_ok=True)
 
 
 def train(arguments: Arguments, output_dir: Path) -> None:
     model_args, data_args, train_args = arguments
     card = find_card(model_args.model, ZOO)
-    epochs = train_args.num_train_epochs or (card.num_train_epochs if card else 10)
-    max_length = data_args.max_length or (card.data.max_length if card else 100)
-    raw_config = settings.read_deepspeed_config(train_args.deepspeed_config)
+    epochs = _first(train_args.num_train_epochs, card and card.num_train_epochs, 10)
+    max_length = _first(data_args.max_length, card and card.data.max_length, 100)
+    raw_config = settings.read_deepspeed_config(_first(train_args.deepspeed_config, card and ROOT / card.plan, CONFIG))
+    section = settings.parse_config(raw_config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    settings.check_together(raw_config, settings.parse_config(raw_config), world_size=world_size)
+    settings.check_together(raw_config, section, world_size=world_size)
+    checkpoints = output_dir / "checkpoints"
+    stored = None
+    if train_args.resume:
+        replicas = world_size // section.stages
+        zero_stage = settings.zero_stage(raw_config)
+        stored = check_resumable(checkpoints, stages=section.stages, replicas=replicas, zero_stage=zero_stage)
 
     log = load_log(data_args.dataset, data_args.data_dir, max_malformed=data_args.max_malformed)
     split = leave_one_out(Histories.from_log(log))
@@ -126,13 +172,12 @@ def train(arguments: Arguments, output_dir: Path) -> None:
     steps_per_epoch = -(-len(windows) // batch_size(raw_config, world_size))
     total_steps = train_args.max_steps if train_args.max_steps > 0 else steps_per_epoch * epochs
     config = complete_config(raw_config, train_args, card, total_steps)
-    checkpoints = output_dir / "checkpoints"
     engine, _, loader, _ = recparallel.initialize(
         model=model,
         config=config,
         training_data=windows,
         max_length=max_length,
-        partition=stored_plan(checkpoints).partition if train_args.resume else None,
+        partition=stored and stored.partition,
     )
     if train_args.resume:
         loader.sampler.load_state_dict(load_checkpoint(engine, checkpoints))
@@ -145,7 +190,11 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         losses = LossFile(output_dir / "losses.jsonl", resume=train_args.resume) if RANK == 0 else None
         if losses is not None:
             stack.enter_context(events.subscribe(losses))
-        seconds, sequences = fit(engine, loader, split, arguments, total_steps, max_length, checkpoints, tracker)
+        summary = StepSummary()
+        stack.enter_context(events.subscribe(summary))
+        seconds, sequences = fit(
+            engine, loader, split, arguments, total_steps, max_length, checkpoints, tracker, summary
+        )
         save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
         metrics = evaluate(engine, split, "test", max_length)
         popularity = evaluate_popularity(split, "test", max_length=max_length)
@@ -163,6 +212,11 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             if tracker is not None:
                 tracker.finish({key: value for key, value in result.items() if key != "plan"})
             conclude(result, output_dir)
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None: the argument, the card's, the default."""
+    return next(value for value in values if value is not None)
 
 
 def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> recparallel.Recommender:
@@ -201,7 +255,7 @@ def complete_config(
     """Fill in every "auto", and the seed."""
     if train_args.seed is not None:
         config = {**config, settings.SECTION: {**config.get(settings.SECTION, {}), "seed": train_args.seed}}
-    learning_rate = train_args.learning_rate or (card.learning_rate if card else 1e-3)
+    learning_rate = _first(train_args.learning_rate, card and card.learning_rate, 1e-3)
     return settings.fill_auto(
         config,
         {
@@ -223,6 +277,7 @@ def fit(
     max_length: int,
     checkpoints: Path,
     tracker: Any,
+    summary: StepSummary,
 ) -> tuple[float, int]:
     """Train up to ``total_steps``. Returns the seconds spent in training steps and the sequences trained in them."""
     train_args = arguments[2]
@@ -238,6 +293,10 @@ def fit(
                 sequences += engine.train_batch_size()
                 bar.update()
                 bar.set_postfix(epoch=loader.sampler.epoch, loss=f"{loss.item():.4f}")
+                if engine.global_steps % train_args.logging_steps == 0:
+                    ranks = summary.gather()
+                    if tracker is not None:
+                        tracker.log_ranks(ranks, step=engine.global_steps)
                 if train_args.save_steps and engine.global_steps % train_args.save_steps == 0:
                     save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
                 if engine.global_steps >= total_steps:
@@ -282,8 +341,6 @@ def make_tracker(
 ) -> Any:
     if train_args.report_to == "none":
         return None
-    if train_args.report_to != "wandb":
-        raise ConfigError(f"--report_to {train_args.report_to!r}; allowed are wandb and none")
     from recparallel.integrations.wandb import WandbTracker
 
     plan = engine.recparallel.plan

@@ -34,7 +34,7 @@ class Pool:
 
     def _start(self) -> None:
         context = get_context("spawn")
-        port = _free_port()
+        port = self._port = _free_port()
         descriptor, self._dump = tempfile.mkstemp(prefix="stacks-")
         os.close(descriptor)
         self._pipes: list[Connection] = []
@@ -100,9 +100,13 @@ class Pool:
         self._start()
 
     def close(self) -> None:
-        for process in self._processes:
+        for rank, process in enumerate(self._processes):
             process.kill()
             process.join()
+            # DeepSpeed leaves 66 MiB of shared memory behind for every rank.
+            Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{self._port}_{rank}").unlink(
+                missing_ok=True
+            )
         os.unlink(self._dump)
 
 

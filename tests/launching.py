@@ -61,6 +61,10 @@ def write_config(path: Path, **changes: Any) -> Path:
         "gradient_clipping": 1.0,
         "steps_per_print": 10**9,
         "optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}},
+        "scheduler": {
+            "type": "WarmupCosineLR",
+            "params": {"total_num_steps": 200, "warmup_num_steps": 4, "cos_min_ratio": 0.05},
+        },
         "zero_allow_untested_optimizer": True,
         "recparallel": {"stages": 2},
         **changes,

@@ -70,6 +70,13 @@ def test_resume_gives_the_losses_of_the_uninterrupted_run(log, tmp_path, process
 
     run("whole", "--max_steps", "24")
     run("halves", "--max_steps", "13")  # in the middle of the second epoch
+    refused = launch(processes, *_arguments(config, log, tmp_path / "halves", "--max_steps", "24"))
+    assert refused.returncode != 0
+    assert "go on with --resume" in refused.stdout
+    other = write_config(tmp_path / "other.json", recparallel={"stages": 3 - section["stages"]})
+    refused = launch(processes, *_arguments(other, log, tmp_path / "halves", "--resume"))
+    assert refused.returncode != 0
+    assert "pipeline: stored" in refused.stdout
     run("halves", "--max_steps", "24", "--resume")
     whole, halves = losses(tmp_path / "whole"), losses(tmp_path / "halves")
     assert halves.keys() == whole.keys() == set(range(1, 25))
@@ -120,8 +127,10 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path, vi
         ({}, ["--dataset", "movielens-100"], ["'movielens-100'", "Did you mean 'movielens-100k'"]),
         ({}, ["--model", "lama-tiny"], ["'lama-tiny'", "Did you mean 'llama-tiny'"]),
         ({}, ["--data_dir", "/nowhere"], ["/nowhere", "u.data", "grouplens"]),
+        ({}, ["--num_train_epochs", "0"], ["--num_train_epochs must be at least 1, got 0"]),
+        ({"train_batch_size": "auto"}, [], ["train_batch_size must be an integer", "'auto'"]),
     ],
-    ids=["key", "method", "stages", "zero", "batch", "dataset", "model", "data"],
+    ids=["key", "method", "stages", "zero", "batch", "dataset", "model", "data", "epochs", "auto"],
 )
 def test_bad_input_is_refused_before_launch(log, tmp_path, changes, arguments, said):
     config = write_config(tmp_path / "ds.json", **changes)

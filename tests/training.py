@@ -67,11 +67,13 @@ def global_batches(steps: int) -> list[list[tuple[Tensor, Tensor]]]:
 
 def reference(run: Run) -> list[float]:
     """Losses of plain torch in this process."""
+    from recparallel.engines.seeding import base_seed, seed_layer
+
     rec = recommender(run)
     modules: list[nn.Module] = []
     shared: dict[str, nn.Module] = {}
     for index, layer in enumerate(rec.layers):
-        torch.manual_seed(1234 + index)
+        seed_layer(base_seed(1234) + index)
         module = shared.get(layer.tie or "") or layer.build()
         if layer.tie:
             shared[layer.tie] = module
@@ -85,7 +87,7 @@ def reference(run: Run) -> list[float]:
         for m, (inputs, labels) in enumerate(micro_batches):
             x: Any = inputs
             for index, (layer, module) in enumerate(zip(rec.layers, modules)):
-                torch.manual_seed(1234 * (step * GLOBAL_MICRO_BATCHES + m + 2) + index)
+                seed_layer(base_seed(1234) * (step * GLOBAL_MICRO_BATCHES + m + 2) + index)
                 x = layer.run(module, x)
             rec.loss_fn.targets_per_micro_batch = float(targets)
             loss = rec.loss_fn(x, labels)

@@ -15,6 +15,7 @@ from recparallel import registry
 from recparallel.errors import ConfigError, UnknownNameError
 
 SECTION = "recparallel"
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
 """Partition methods that DeepSpeed implements itself; they are handed to it unchanged."""
 
@@ -159,18 +160,13 @@ def check_together(
             f"{SECTION}.stages is {config.stages}, but the model has only {num_layers} layers; use at most {num_layers}"
         )
     _check_batch_sizes(deepspeed_config, replicas=world_size // config.stages)
-    _check_zero(deepspeed_config, config)
+    check_pipeline(deepspeed_config, config)
+    check_compression(deepspeed_config, config)
 
 
 def _check_batch_sizes(deepspeed_config: dict[str, Any], *, replicas: int) -> None:
-    total, micro, accumulation = (
-        deepspeed_config.get(key)
-        for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    )
-    given = {
-        key: value for key, value in (("train_batch_size", total), ("train_micro_batch_size_per_gpu", micro)) if value
-    }
-    if not given:
+    total, micro, accumulation = (_positive(deepspeed_config, key) for key in BATCH_KEYS)
+    if not total and not micro:
         raise ConfigError(
             "the DeepSpeed config sets neither train_batch_size nor train_micro_batch_size_per_gpu; set one"
         )
@@ -188,39 +184,87 @@ def _check_batch_sizes(deepspeed_config: dict[str, Any], *, replicas: int) -> No
         )
 
 
-def _check_zero(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
-    zero = deepspeed_config.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
+def _positive(deepspeed_config: dict[str, Any], key: str) -> int | None:
+    value = deepspeed_config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key} must be an integer of at least 1, got {value!r}")
+    return value
+
+
+def zero_stage(deepspeed_config: dict[str, Any]) -> int:
+    """ZeRO stage of the config, 0 where it names none.
+
+    Raises:
+        ConfigError: it is no stage.
+    """
+    stage = (deepspeed_config.get("zero_optimization") or {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise ConfigError(f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    return int(stage)
+
+
+def precision(deepspeed_config: dict[str, Any]) -> str:
+    """``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Raises:
+        ConfigError: ``bf16.enabled`` or ``fp16.enabled`` is neither true nor false.
+    """
+    for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+        enabled = (deepspeed_config.get(key) or {}).get("enabled", False)
+        if not isinstance(enabled, bool):
+            raise ConfigError(f"{key}.enabled must be true or false, got {enabled!r}")
+        if enabled:
+            return dtype
+    return "float32"
+
+
+def check_pipeline(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse ZeRO stages that cannot run under a pipeline.
+
+    Raises:
+        ConfigError: ZeRO-2 or ZeRO-3 with more than one stage.
+    """
+    stage = zero_stage(deepspeed_config)
     if stage >= 2 and config.stages > 1:
         raise ConfigError(
             f"zero_optimization.stage is {stage} with {config.stages} pipeline stages: ZeRO-2 and ZeRO-3 cut the "
             "gradients that a pipeline accumulates over micro-batches, and DeepSpeed refuses the pair; use stage 0 or 1"
         )
+
+
+def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse settings of DeepSpeed under which no gradient hook can run.
+
+    Raises:
+        ConfigError: which setting, why, and what would run.
+    """
     if config.compression is None:
         return
-    codec = config.compression.codec
+    zero = deepspeed_config.get("zero_optimization") or {}
+    stage = zero_stage(deepspeed_config)
+    where = f"{SECTION}.compression"
     if stage >= 2:
         raise ConfigError(
-            f"{SECTION}.compression.codec is {codec!r} with zero_optimization.stage {stage}: gradients are cut and "
+            f"{where}.codec is {config.compression.codec!r} with zero_optimization.stage {stage}: gradients are cut and "
             "reduced inside the backward pass there; codecs run with stage 0 or 1"
         )
+    if precision(deepspeed_config) == "float16":
+        raise ConfigError(
+            f"{where} with fp16.enabled: residuals would mix gradients of different loss scales; use bf16 or fp32"
+        )
     if stage == 1 and zero.get("overlap_comm"):
-        raise ConfigError(
-            f"{SECTION}.compression with zero_optimization.overlap_comm: true is not supported; set it to false"
-        )
+        raise ConfigError(f"{where} with zero_optimization.overlap_comm: true is not supported; set it to false")
     if stage == 1 and zero.get("contiguous_gradients") is False:
-        raise ConfigError(
-            f"{SECTION}.compression needs zero_optimization.contiguous_gradients: true (the default), got false"
-        )
+        raise ConfigError(f"{where} needs zero_optimization.contiguous_gradients: true (the default), got false")
     if deepspeed_config.get("prescale_gradients") or deepspeed_config.get("gradient_predivide_factor", 1.0) != 1.0:
         raise ConfigError(
-            f"{SECTION}.compression: a codec scales the average itself; remove prescale_gradients and gradient_predivide_factor"
+            f"{where}: a hook averages by itself; remove prescale_gradients and gradient_predivide_factor"
         )
     optimizer = str((deepspeed_config.get("optimizer") or {}).get("type", "")).lower()
     if optimizer.startswith(("onebit", "zeroone")):
-        raise ConfigError(
-            f"{SECTION}.compression with optimizer.type {optimizer!r}: 1-bit optimizers compress gradients themselves; choose one"
-        )
+        raise ConfigError(f"{where} with optimizer.type {optimizer!r}: 1-bit optimizers compress gradients; choose one")
 
 
 AUTO = "auto"

@@ -1,7 +1,9 @@
 """Typed errors. Every message says what was given, what is allowed, and where (the key, or the file and line)."""
 
 import difflib
+import functools
 from collections.abc import Iterable
+from typing import Any
 
 
 class RecParallelError(Exception):
@@ -28,6 +30,12 @@ class UnknownNameError(ConfigError):
         hint = f" Did you mean {near[0]!r}?" if near else ""
         place = f" ({where})" if where else ""
         super().__init__(f"unknown {kind} {name!r}{place}; known are: {', '.join(self.known)}.{hint}")
+        self._given = (kind, name, where)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between ranks; the default would call the constructor with the message."""
+        kind, name, where = self._given
+        return functools.partial(UnknownNameError, where=where), (kind, name, self.known)
 
 
 class DataError(RecParallelError, ValueError):

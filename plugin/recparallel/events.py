@@ -62,6 +62,11 @@ Subscriber = Callable[[Event], None]
 _subscribers: list[Subscriber] = []
 
 
+def observed() -> bool:
+    """Whether anybody listens; ask before an event that costs something to make."""
+    return bool(_subscribers)
+
+
 def emit(event: Event) -> None:
     """Hand ``event`` to every subscriber, in the order of subscription."""
     for subscriber in _subscribers:

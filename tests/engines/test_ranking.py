@@ -29,12 +29,13 @@ def ranks_on_engine(run, num_users):
 
 
 def _reference_ranks(run, num_users):
+    from recparallel.engines.seeding import base_seed, seed_layer
     from recparallel.models.layers import scores_at
 
     rec = recommender(run)
     modules, shared = [], {}
     for index, layer in enumerate(rec.layers):
-        torch.manual_seed(1234 + index)
+        seed_layer(base_seed(1234) + index)
         module = shared.get(layer.tie) or layer.build()
         shared[layer.tie or layer.name] = module
         modules.append(module.eval())

@@ -15,6 +15,8 @@ class ErrorFeedback:
     1. ``p = g + e``: the gradient plus what earlier payloads left out.
     2. Send ``C(p)``; keep ``e = p - decode(C(p))``.
 
+    What is not finite is sent and not kept.
+
     So ``sent + residual == input`` in every step (Karimireddy et al., "Error feedback fixes SignSGD and other
     gradient compression schemes", ICML 2019, Algorithm 1). Residuals are kept by bucket and stored by parameter name:
     when buckets are cut anew, each parameter finds its residual again. They are kept in fp32, also for gradients of
@@ -48,6 +50,7 @@ class ErrorFeedback:
         sent_N = torch.zeros_like(corrected_N)
         self.codec.add_decoded(payload, sent_N)
         corrected_N.sub_(sent_N)  # in place: the stored tensor now is the new residual
+        corrected_N.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # one bad gradient must not come back for ever
         return payload
 
     def _regroup(self, names: Key, sizes: list[int], like_N: Tensor) -> Tensor:

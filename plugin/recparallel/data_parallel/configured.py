@@ -1,7 +1,7 @@
 """The gradient hook that the config names."""
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
@@ -21,15 +21,7 @@ def configured_hook(compression: CompressionConfig | None, group: dist.ProcessGr
     Raises:
         ConfigError: the codec does not take these options.
     """
-    check_codec(compression)
-    if compression is None:
-        return None
-    made = registry.codecs.load(compression.codec)
-    if not isinstance(made, type):
-        hook: BoundHook = made(group, **compression.options)
-        return hook
-    state = CompressedAverage(made(**compression.options), group, error_feedback=compression.error_feedback)
-    return CompressedHook(compression.codec, average_compressed, state)
+    return None if compression is None else _make(compression, group)
 
 
 def check_codec(compression: CompressionConfig | None) -> None:
@@ -38,18 +30,31 @@ def check_codec(compression: CompressionConfig | None) -> None:
     Raises:
         ConfigError: says which options there are.
     """
-    if compression is None:
-        return
+    if compression is not None:
+        _make(compression, None)
+
+
+def _make(compression: CompressionConfig, group: dist.ProcessGroup | None) -> BoundHook:
     made: Any = registry.codecs.load(compression.codec)
+    options = compression.options
+    takes = inspect.signature(made).parameters
+    if not isinstance(made, type):
+        if "error_feedback" in takes:
+            options["error_feedback"] = compression.error_feedback
+        elif "error_feedback" in compression.model_fields_set:
+            raise ConfigError(
+                f"recparallel.compression.error_feedback is {compression.error_feedback}, but codec {compression.codec!r} "
+                "leaves nothing out that could be fed back; remove the key"
+            )
     try:
-        if isinstance(made, type):
-            made(**compression.options)
-        else:
-            inspect.signature(made).bind(None, **compression.options)
+        if not isinstance(made, type):
+            return cast(BoundHook, made(group, **options))
+        state = CompressedAverage(made(**options), group, error_feedback=compression.error_feedback)
+        return CompressedHook(compression.codec, average_compressed, state)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        allowed = [name for name in inspect.signature(made).parameters if name != "group"]
+        allowed = [name for name in takes if name not in ("group", "error_feedback")]
         raise ConfigError(
             f"recparallel.compression: codec {compression.codec!r} does not take {compression.options}; "
             f"it takes {allowed or 'no options'}: {error}"

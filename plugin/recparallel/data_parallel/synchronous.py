@@ -14,7 +14,7 @@ from recparallel.compression.error_feedback import ErrorFeedback
 from recparallel.data_parallel.hook import BoundHook
 
 
-def dense_hook(group: dist.ProcessGroup) -> BoundHook:
+def dense_hook(group: dist.ProcessGroup | None) -> BoundHook:
     """The plain average: sum, then scale by one over the number of replicas, as DeepSpeed does by default."""
     return BoundHook("none", _average_densely, group)
 
@@ -40,8 +40,8 @@ class CompressedHook(BoundHook):
 class CompressedAverage:
     """State of :func:`average_compressed`: a codec, its residuals, and the replicas' group."""
 
-    def __init__(self, codec: Codec, group: dist.ProcessGroup, *, error_feedback: bool = True) -> None:
-        self.process_group = group
+    def __init__(self, codec: Codec, group: dist.ProcessGroup | None, *, error_feedback: bool = True) -> None:
+        self.process_group: Any = group
         self.codec = codec
         self.feedback = ErrorFeedback(codec) if error_feedback else None
 

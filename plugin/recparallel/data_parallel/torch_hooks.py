@@ -12,26 +12,41 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from recparallel.data_parallel.hook import BoundHook
+from recparallel.errors import ConfigError
 
 
-def fp16(group: dist.ProcessGroup) -> BoundHook:
+def fp16(group: dist.ProcessGroup | None) -> BoundHook:
     """Half precision on the wire."""
     return _TwoByteHook("torch_fp16", fp16_compress_hook, group)
 
 
-def bf16(group: dist.ProcessGroup) -> BoundHook:
+def bf16(group: dist.ProcessGroup | None) -> BoundHook:
     """bfloat16 on the wire."""
     return _TwoByteHook("torch_bf16", bf16_compress_hook, group)
 
 
-def powersgd(group: dist.ProcessGroup, *, rank: int = 2, start_iter: int = 2) -> BoundHook:
-    """PowerSGD with error feedback and warm start (Vogels, Karimireddy & Jaggi, NeurIPS 2019).
+def powersgd(
+    group: dist.ProcessGroup | None, *, rank: int = 2, start_iter: int = 2, error_feedback: bool = True
+) -> BoundHook:
+    """PowerSGD with warm start (Vogels, Karimireddy & Jaggi, NeurIPS 2019).
 
     Args:
         rank: of the approximation of each matrix.
         start_iter: steps with the dense average before compression starts; torch asks for at least 2.
+        error_feedback: keep what was left out and send it later.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
-    state = PowerSGDState(process_group=group, matrix_approximation_rank=rank, start_powerSGD_iter=start_iter)
+    for name, value, least in (("rank", rank, 1), ("start_iter", start_iter, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"torch_powersgd: {name} must be an integer of at least {least}, got {value!r}")
+    state = PowerSGDState(
+        process_group=group,
+        matrix_approximation_rank=rank,
+        start_powerSGD_iter=start_iter,
+        use_error_feedback=error_feedback,
+    )
     return PowerSGDHook("torch_powersgd", powerSGD_hook, state)
 
 

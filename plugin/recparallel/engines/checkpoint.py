@@ -29,6 +29,9 @@ def save_checkpoint(engine: Any, folder: Path, *, sampler: dict[str, Any]) -> Pa
     """
     tag = f"step_{engine.global_steps}"
     target = folder / tag
+    if (folder / POINTER).is_file() and latest_checkpoint(folder) == target:
+        return target  # the same step of the same run: writing it again would put the only good copy at risk
+    dist.barrier()  # everybody has looked before anybody writes
     target.mkdir(parents=True, exist_ok=True)
     torch.save(engine.recparallel.state_dict(), _rank_file(target))
     if dist.get_rank() == 0:
@@ -66,6 +69,18 @@ def stored_plan(folder: Path) -> ParallelPlan:
     return ParallelPlan.model_validate_json((latest_checkpoint(folder) / "plan.json").read_text())
 
 
+def check_resumable(folder: Path, *, stages: int, replicas: int, zero_stage: int) -> ParallelPlan:
+    """The stored plan, if a run with these degrees can continue it; needs no process group.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it was written under another plan.
+    """
+    stored = stored_plan(folder)
+    wanted = {"pipeline": stages, "data": replicas, "zero_stage": zero_stage}
+    _refuse_differences(latest_checkpoint(folder), [(key, getattr(stored, key), now) for key, now in wanted.items()])
+    return stored
+
+
 def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
     """Restore the latest checkpoint of ``folder`` into ``engine``; call it on every rank.
 
@@ -89,13 +104,12 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
 
 def _check_plan(own: ParallelPlan, stored: ParallelPlan, source: Path) -> None:
     keys = ("pipeline", "tensor", "data", "zero_stage", "dtype", "compression")
-    different = [
-        f"{key}: stored {getattr(stored, key)!r}, now {getattr(own, key)!r}"
-        for key in keys
-        if getattr(stored, key) != getattr(own, key)
-    ]
-    if stored.partition.bounds != own.partition.bounds:
-        different.append(f"cut: stored {list(stored.partition.bounds)}, now {list(own.partition.bounds)}")
+    compared = [(key, getattr(stored, key), getattr(own, key)) for key in keys]
+    _refuse_differences(source, [*compared, ("cut", list(stored.partition.bounds), list(own.partition.bounds))])
+
+
+def _refuse_differences(source: Path, compared: list[tuple[str, Any, Any]]) -> None:
+    different = [f"{key}: stored {then!r}, now {now!r}" for key, then, now in compared if then != now]
     if different:
         raise CheckpointError(
             f"{source} was written under another plan ({'; '.join(different)}); resume with the stored one"

@@ -16,14 +16,23 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
-from recparallel.config import RecParallelConfig, check_together, parse_config, read_deepspeed_config
+from recparallel.config import (
+    RecParallelConfig,
+    check_compression,
+    check_together,
+    parse_config,
+    precision,
+    read_deepspeed_config,
+)
 from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.build_lock import warn_about_build_lock
 from recparallel.engines.clipping import clip_gradients
 from recparallel.engines.dense_exchange import bind_exchange_report
+from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
 from recparallel.engines.seams import check_version
@@ -109,16 +118,22 @@ def initialize(
     check_version()
     deepspeed_config = read_deepspeed_config(config)
     section = parse_config(deepspeed_config)
+    check_codec(section.compression)
     if not isinstance(model, Recommender):
-        check_together(deepspeed_config, section.model_copy(update={"stages": 1}), world_size=_world_size())
+        check_compression(deepspeed_config, section)
+        given = {"max_length": max_length, "sample": sample, "profile": profile, "partition": partition}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{', '.join(unused)} apply to a Recommender, the model is a {type(model).__name__}")
         built = deepspeed.initialize(model=model, config=deepspeed_config, training_data=training_data, **kwargs)
-        built[0].recparallel = attach(built[0], deepspeed_config)
+        attach(built[0], deepspeed_config)
         return built
 
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
     if training_data is not None and max_length is None:
         raise ConfigError("training_data was given without max_length (positions per sequence)")
-    check_codec(section.compression)
+    if max_length is not None and model.max_length is not None and max_length > model.max_length:
+        raise ConfigError(f"max_length is {max_length}, but the model has positions for {model.max_length}")
+    warn_about_build_lock()
     deepspeed.init_distributed()
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
@@ -129,7 +144,7 @@ def initialize(
         num_stages=section.stages,
         partition=section.partition,
         seed=section.seed,
-        dtype=_dtype(deepspeed_config),
+        dtype=getattr(torch, precision(deepspeed_config)),
         sample=sample,
         profile=profile,
         fixed=partition,
@@ -137,11 +152,11 @@ def initialize(
     if "optimizer" not in kwargs:
         kwargs.setdefault("model_parameters", [p for p in pipeline.parameters() if p.requires_grad])
     engine, optimizer, _, scheduler = deepspeed.initialize(model=pipeline, config=deepspeed_config, **kwargs)
-    engine.recparallel = attach(engine, deepspeed_config)
+    attach(engine, deepspeed_config)
     loader = None
     if training_data is not None and max_length is not None:
         loader = _loader(engine, training_data, max_length, seed=section.seed)
-        engine.set_dataiterator(_endless(loader))
+        engine.data_iterator = _endless(loader)  # on middle stages too: the loader's position is every rank's
     return engine, optimizer, loader, scheduler
 
 
@@ -150,7 +165,8 @@ def attach(
 ) -> Handle:
     """Put recparallel on an engine that exists.
 
-    * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``);
+    * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``), and an
+      evaluation that takes any batch size (``evaluation_step.py``);
     * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once (``clipping.py``);
     * a gradient hook averages the gradients: the one given, or the one that ``config`` names under ``compression``.
 
@@ -160,13 +176,15 @@ def attach(
             right one.
 
     Returns:
-        a handle; ``handle.remove()`` takes everything off again.
+        a handle, also at ``engine.recparallel``; ``handle.remove()`` takes everything off again.
 
     Raises:
         HookError: the hook cannot run on this engine, or is bound to another group.
         ConfigError: the config is wrong.
     """
     check_version()
+    if getattr(engine, "recparallel", None) is not None:
+        raise HookError("recparallel is on this engine already; take it off first: engine.recparallel.remove()")
     section = parse_config(read_deepspeed_config(config or {}))
     if hook is not None and section.compression is not None:
         raise ConfigError("both a hook and recparallel.compression were given; use one")
@@ -175,28 +193,39 @@ def attach(
         group = data_parallel_group(engine)
         bound = bind(hook, state, group) if hook is not None else configured_hook(section.compression, group)
         if bound is not None and dist.get_world_size(group) == 1:
-            logger.info("gradient hook %r is idle: there is one replica, nothing is exchanged", bound.name)
+            logger.info("gradient hook %r is left out: there is one replica, nothing is exchanged", bound.name)
+            bound = None
         elif bound is not None:
             _refuse_unsupported(engine, bound)
             bind_gradient_hook(engine, bound, bindings)
         plan = None
         if isinstance(engine, PipelineEngine):
             bind_training_step(engine, bindings)
+            bind_evaluation_step(engine, bindings)
             if bound is None and dist.get_world_size(group) > 1:
                 bind_exchange_report(engine, bindings)
             if not (engine.fp16_enabled() or engine.bfloat16_enabled() or engine.zero_optimization()):
                 bindings.bind(engine, "clip_fp32_gradients", lambda: clip_gradients(engine))
             plan = _plan_of(engine, bound)
+        handle = Handle(engine, bound, plan, bindings)
+        bindings.bind(engine, "recparallel", handle)
     except Exception:
         bindings.remove()
         raise
-    return Handle(engine, bound, plan, bindings)
+    return handle
 
 
 def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
     stage = engine.zero_optimization_stage()
     if stage >= 2:
         raise HookError(f"gradient hook {hook.name!r} runs with ZeRO stage 0 or 1; this engine has stage {stage}")
+    if engine.fp16_enabled():
+        raise HookError(f"gradient hook {hook.name!r} with fp16: residuals would mix loss scales; use bf16 or fp32")
+    if engine.sequence_parallel_size > 1:
+        raise HookError(
+            f"gradient hook {hook.name!r} averages over all ranks of the group, but {engine.sequence_parallel_size} of them "
+            "share a sequence; use sequence_parallel_size 1"
+        )
     if engine.has_moe_layers:
         raise HookError(f"gradient hook {hook.name!r} does not know expert-parallel groups; this engine has MoE layers")
     if engine.optimizer_name() and str(engine.optimizer_name()).lower().startswith(("onebit", "zeroone")):
@@ -224,14 +253,6 @@ def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:
         zero_stage=engine.zero_optimization_stage(),
         dtype=str(engine.get_data_types()[0]).removeprefix("torch."),
     )
-
-
-def _dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
-    """Of the weights, as the DeepSpeed config has it."""
-    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if (deepspeed_config.get(key) or {}).get("enabled"):
-            return dtype
-    return torch.float32
 
 
 def _loader(engine: Any, training_data: Any, max_length: int, *, seed: int) -> WindowLoader:

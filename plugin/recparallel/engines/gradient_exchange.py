@@ -61,12 +61,16 @@ def _ties(engine: Any) -> dict[int, _Tie]:
         for attribute in comm["weight_attr"]
         if len(comm["ranks"]) > 1
         for weight in [module._recursive_getattr(comm["module"], attribute)]
+        if weight.requires_grad
     }
 
 
-def _is_copy(param: Tensor) -> bool:
-    """The parameter is a tied copy whose gradient another stage exchanges."""
-    return bool(getattr(param, "ds_pipe_replicated", False))
+def _exchanged_elsewhere(param: Tensor, ties: dict[int, _Tie]) -> bool:
+    """The parameter is a tied copy whose gradient another stage exchanges.
+
+    DeepSpeed marks all parameters of a tied module as copies (``ds_pipe_replicated``), also those that are not tied.
+    """
+    return id(param) in ties and bool(getattr(param, "ds_pipe_replicated", False))
 
 
 class _DenseExchange:
@@ -85,7 +89,7 @@ class _DenseExchange:
         for _, bucket in split_half_float_double_sparse(grads)[0]:
             if bucket:
                 engine.sparse_allreduce_no_retain(bucket, dp_group=group, dp_world_size=dist.get_world_size(group))
-        gradients = {p: g for p, g in _dense_gradients(engine) if id(p) not in self.ties or not _is_copy(p)}
+        gradients = {p: g for p, g in _dense_gradients(engine) if not _exchanged_elsewhere(p, self.ties)}
         buckets = [bucket for params in _by_dtype(gradients) for bucket in _by_size(params, elements_per_buffer)]
         for index, params in enumerate(buckets):
             flat = torch.cat([gradients[p].reshape(-1) for p in params]).to(engine.communication_data_type)
@@ -129,7 +133,7 @@ class _ZeroOneExchange:
                 1
                 for group in self.optimizer.bit16_groups
                 for p in group
-                if not _is_copy(p) and self.optimizer.get_gradient_for_reduction(p) is not None
+                if not _exchanged_elsewhere(p, self.ties) and self.optimizer.get_gradient_for_reduction(p) is not None
             )
             original(pipeline_parallel=pipeline_parallel)
 
@@ -139,7 +143,7 @@ class _ZeroOneExchange:
     def reduce(self, tensor: Tensor, communication_data_type: torch.dtype) -> Tensor:
         params = self._params_of_bucket(communication_data_type)
         parts = tensor.split([p.numel() for p in params])
-        own = [(p, part) for p, part in zip(params, parts) if not _is_copy(p)]
+        own = [(p, part) for p, part in zip(params, parts) if not _exchanged_elsewhere(p, self.ties)]
         if own:
             self.seen += len(own)
             flat = torch.cat([part for _, part in own]).to(communication_data_type)

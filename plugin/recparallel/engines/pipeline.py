@@ -11,6 +11,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from recparallel import registry
 from recparallel.config import PartitionConfig
 from recparallel.engines.partition_table import print_partition
+from recparallel.engines.seeding import base_seed, seed_layer
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
@@ -65,8 +66,8 @@ class RecommenderPipeline(PipelineModule):
             num_stages=num_stages,
             loss_fn=recommender.loss_fn,
             seed_layers=True,
-            seed_fn=torch.manual_seed,
-            base_seed=seed,
+            seed_fn=seed_layer,
+            base_seed=base_seed(seed),
             partition_method=partition.method,
             **pipeline_options,
         )
@@ -77,11 +78,9 @@ class RecommenderPipeline(PipelineModule):
         NotImplementedError."""
         if self._fixed is not None:
             partition = self._fixed
-            self.parts = list(partition.bounds)
         elif method in registry.partitioners:
             self.profile = self.profile or self._measure()
             partition = registry.partitioners.load(method)(self.profile, self.num_stages)
-            self.parts = list(partition.bounds)
         else:
             try:
                 super()._partition_layers(method)
@@ -91,6 +90,7 @@ class RecommenderPipeline(PipelineModule):
                     f"partition.method {method!r}: {error} Layer types are: {', '.join(kinds)}"
                 ) from error
             partition = Partition(bounds=tuple(map(int, self.parts)), method=method)
+        self.parts = list(partition.bounds)  # plain integers: DeepSpeed's own methods leave NumPy's
         self._agree(partition)
         self.partition = partition
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])

@@ -46,7 +46,6 @@ def rank_targets(
     try:
         for batch in progress(_exactly(rounds, own, max_length, engine.micro_batch_size)):
             labels = (batch.last_B, batch.target_B, batch.seen_rows, batch.seen_cols)
-            engine.total_loss = None  # eval_batch adds to what the batch before left
             outputs = engine.eval_batch(
                 iter([(batch.inputs_BL, labels)]), reduce_output=None, bcast_loss=False, num_micro_batches=1
             )

@@ -2,7 +2,8 @@
 times."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,15 +44,17 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
         source = data_iter if data_iter is not None else engine.data_iterator
         loader = engine.training_dataloader
         batches = None if source is None else [next(source) for _ in range(engine.micro_batches)]
-        _set_target_count(engine, batches)
         if engine.module.seed_layers:
             first = engine.global_steps * engine.grid.data_parallel_size + engine.grid.data_parallel_id
             engine.module.micro_offset = first * engine.micro_batches
-        loss = original(None if batches is None else iter(batches))
-        engine.data_iterator, engine.training_dataloader = source, loader
-        events.emit(
-            events.StepDone(engine.global_steps, loss.item(), time.perf_counter() - start, engine.train_batch_size())
-        )
+        try:
+            with counted_targets(engine, batches, engine.micro_batches):
+                loss = original(None if batches is None else iter(batches))
+        finally:
+            engine.data_iterator, engine.training_dataloader = source, loader
+        if events.observed():
+            seconds = time.perf_counter() - start
+            events.emit(events.StepDone(engine.global_steps, loss.item(), seconds, engine.train_batch_size()))
         return loss
 
     bindings.bind(engine, "train_batch", train_batch)
@@ -59,23 +62,36 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
     bindings.bind(engine, "_INSTRUCTION_MAP", measured)
 
 
-def _set_target_count(engine: Any, batches: list[Any] | None) -> None:
-    """Tell the loss how many targets a micro-batch of this global batch has on average. Only last stages hold labels
-    that count."""
+@contextmanager
+def counted_targets(engine: Any, batches: list[Any] | None, num_micro_batches: int) -> Iterator[None]:
+    """Tell the loss, for the block, how many targets a micro-batch has on average over all replicas.
+
+    Only last stages hold labels that count, and only a :class:`TargetLoss` wants to know.
+    """
     loss_fn = engine.module.loss_fn
     if not isinstance(loss_fn, TargetLoss) or not engine.is_last_stage() or batches is None:
+        yield
         return
     count = torch.tensor(float(sum(loss_fn.count(labels) for _, labels in batches)), dtype=torch.float64)
     if engine.is_data_parallel:
         count = count.to(engine.device)
         dist.all_reduce(count, group=engine.mpu.get_data_parallel_group())
-    loss_fn.targets_per_micro_batch = count.item() / (engine.micro_batches * engine.grid.data_parallel_size)
+    bindings = Bindings()
+    per_micro_batch = count.item() / (num_micro_batches * engine.grid.data_parallel_size)
+    bindings.bind(loss_fn, "targets_per_micro_batch", per_micro_batch)
+    try:
+        yield
+    finally:
+        bindings.remove()
 
 
 def _measured(name: str, run: Callable[..., None]) -> Callable[..., None]:
     """The instruction ``run``, with its time, and with the bytes that it moves between stages."""
 
     def instruction(engine: Any, **kwargs: Any) -> None:
+        if not events.observed():
+            run(engine, **kwargs)
+            return
         num_bytes = _boundary_bytes(engine, name, kwargs.get("buffer_id"))
         start = time.perf_counter()
         with events.phase(name):

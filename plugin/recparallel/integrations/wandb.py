@@ -1,20 +1,19 @@
-"""Track a run in Weights & Biases: phase times, wire bytes, loss, the plan and the cut.
+"""Track a run in Weights & Biases: losses, speed, what every rank's steps cost, the plan and the cut.
 
 Without an API key the run is kept offline (``wandb sync`` uploads it later); nobody is ever asked for one.
 """
 
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import wandb
 
-from recparallel.events import Event, Exchange, Phase, StepDone, Transfer
+from recparallel.events import Event, StepDone
 
 
 class WandbTracker:
-    """Collects events of a step and logs them when the step is done. Make it on one rank.
+    """A W&B run that logs every step as it is done. Make it on one rank, and subscribe it to the events.
 
     Args:
         folder: where wandb keeps the run's files.
@@ -31,27 +30,21 @@ class WandbTracker:
             mode=_mode(),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        self._sums: dict[str, float] = defaultdict(float)
 
     def __call__(self, event: Event) -> None:
-        """An event subscriber: phases and exchanges add up until the step is done."""
-        if isinstance(event, Phase):
-            self._sums[f"phase/{event.name}_s"] += event.seconds
-        elif isinstance(event, Exchange):
-            self._sums["exchange/wire_bytes"] += event.wire_bytes
-            self._sums["exchange/dense_bytes"] += event.dense_bytes
-            self._sums["exchange/seconds"] += event.seconds
-        elif isinstance(event, Transfer):
-            self._sums["boundary/sent_bytes"] += event.num_bytes
-        elif isinstance(event, StepDone):
-            self._sums["loss"] = event.loss
-            self._sums["sequences_per_s"] = event.num_sequences / event.seconds
-            self.run.log(dict(self._sums), step=event.step)
-            self._sums.clear()
+        """An event subscriber: loss and speed of each step."""
+        if isinstance(event, StepDone):
+            speed = event.num_sequences / event.seconds
+            self.run.log({"loss": event.loss, "sequences_per_s": speed}, step=event.step)
 
     def log(self, values: dict[str, float], *, step: int) -> None:
         """Metrics that are not events, such as an evaluation's."""
         self.run.log(values, step=step)
+
+    def log_ranks(self, ranks: list[dict[str, float]], *, step: int) -> None:
+        """What a step cost on each rank, from :class:`~recparallel.engines.step_summary.StepSummary`, as ``rank_N/…``."""
+        costs = {f"rank_{rank}/{name}": value for rank, sums in enumerate(ranks) for name, value in sums.items()}
+        self.run.log(costs, step=step)
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table, such as the cut."""

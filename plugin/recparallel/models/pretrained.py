@@ -5,13 +5,14 @@ A stage builds its own layers and nothing else, so no process ever reads the who
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from recparallel.errors import CheckpointError
@@ -19,16 +20,28 @@ from recparallel.models.layer import Layer
 from recparallel.models.layers import DecoderBlock, TokenEmbedding, TokenHead, TrunkPart
 from recparallel.models.trunk import Trunk
 
+logger = logging.getLogger(__name__)
+
 
 def weights_folder(model: Any) -> Path | None:
-    """The local folder with the safetensors of ``model`` (downloaded for a hub name), or None where it has no
-    weights."""
+    """The local folder with the safetensors of ``model`` (downloaded for a hub name), or None where it has no weights.
+
+    Raises:
+        CheckpointError: it has weights, but in another format.
+    """
     if not isinstance(model, (str, Path)) or str(model).endswith(".json"):
         return None
     for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
         found = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
         if found is not None:
             return Path(found).parent
+    for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if cached_file(str(model), name, _raise_exceptions_for_missing_entries=False) is not None:
+            raise CheckpointError(
+                f"{model} has its weights in {name}, which cannot be read tensor by tensor; save them as safetensors "
+                "(model.save_pretrained), or train from new weights with pretrained=False"
+            )
+    logger.warning("%s has a config but no weights: the trunk starts from new ones", model)
     return None
 
 

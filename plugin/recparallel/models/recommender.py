@@ -1,5 +1,6 @@
 """Put a trunk, an item table and a head together: one list of pipeline layers and a loss."""
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Recommender:
     config: PretrainedConfig
     num_items: int
     tied: bool
+    max_length: int | None = None
+    """The most positions that the trunk can take, or None without a limit."""
 
 
 def build_recommender(
@@ -83,7 +86,7 @@ def build_recommender(
     folder = weights_folder(model) if pretrained else None
     if folder is not None:
         layers = with_pretrained_weights(layers, trunk, folder, tokens=num_items is None)
-    return Recommender(tuple(layers), loss_fn, config, table_rows, bool(config.tie_word_embeddings))
+    return Recommender(tuple(layers), loss_fn, config, table_rows, bool(config.tie_word_embeddings), trunk.max_length)
 
 
 def _trunk_layers(trunk: Trunk) -> list[Layer]:
@@ -114,7 +117,7 @@ def _ends(trunk: Trunk, *, num_items: int | None, dropout: float) -> tuple[Layer
 
 def _load_config(model: str | Path | PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
     if isinstance(model, PretrainedConfig):
-        return type(model).from_dict(model.to_dict())
+        return copy.deepcopy(model)
     if isinstance(model, dict):
         options = dict(model)
         model_type = options.pop("model_type", "")

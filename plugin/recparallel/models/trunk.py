@@ -67,6 +67,11 @@ class Trunk:
         return len(self.skeleton.get_submodule(self.blocks))  # type: ignore[arg-type]
 
     @property
+    def max_length(self) -> int | None:
+        """The most positions that the model can take, or None without a limit. Override for a table of positions."""
+        return None
+
+    @property
     def dim(self) -> int:
         """Hidden width D."""
         return int(self.config.hidden_size)
@@ -82,8 +87,7 @@ class Trunk:
         RNG)."""
         module = copy.deepcopy(self.skeleton.get_submodule(path)).to_empty(device="cpu")
         with torch.no_grad(), guard_torch_init_functions():
-            for child in module.modules():
-                self.skeleton._init_weights(child)
+            module.apply(self.skeleton._init_weights)  # children first: GPT-2's blocks draw some of theirs again
         return module
 
     def _name_of(self, module: nn.Module) -> str:
@@ -95,7 +99,7 @@ class _Key:
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
-        self.text = config.to_json_string(use_diff=False)
+        self.text = f"{config._attn_implementation} {config.to_json_string(use_diff=False)}"  # the JSON leaves it out
 
     def __hash__(self) -> int:
         return hash(self.text)

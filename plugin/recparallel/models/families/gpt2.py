@@ -31,5 +31,9 @@ class GPT2Trunk(Trunk):
     def locate(self) -> tuple[str, str, str, str]:
         return "transformer.wte", "transformer.h", "transformer.ln_f", ""
 
+    @property
+    def max_length(self) -> int | None:
+        return int(self.config.n_positions)
+
     def before_blocks(self) -> list[Layer]:
         return [Layer("positions", PositionEmbedding, {"config": self.config, "path": "transformer.wpe"})]

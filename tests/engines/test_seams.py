@@ -1,0 +1,185 @@
+"""The private names of DeepSpeed that the engines touch are these, and are what they were when they were read."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import deepspeed.runtime.engine
+import pytest
+from packaging.version import Version
+
+from recparallel import engines
+from recparallel.engines.seams import BELOW, LOWEST, SEAMS, check_version, signature_of
+from recparallel.errors import HostVersionError
+
+SOURCES = sorted(Path(engines.__path__[0]).glob("*.py"))
+
+OWN_CLASSES = {
+    "_DenseExchange",
+    "_Tie",
+    "_ZeroOneExchange",
+}
+OWN_ATTRIBUTES = {
+    # Handle, Bindings
+    "_bindings",
+    "_before",
+    # RecommenderPipeline, beside what it overrides
+    "_layers",
+    "_loss",
+    "_config",
+    "_sample",
+    "_fixed",
+    "_dtype",
+    "_measure",
+    "_profile_here",
+    "_agree",
+    # StepSummary
+    "_sums",
+    "_steps",
+    # _ZeroOneExchange
+    "_params_of_bucket",
+}
+"""Private names of our own objects."""
+
+STANDARD = {"_exit"}
+"""``os._exit``."""
+
+DATA = {"_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine"}
+"""Private data of DeepSpeed's instances: no attribute of the class, so not in ``SEAMS``; name to the class that sets
+it."""
+
+
+def _resolve(seam):
+    module, _, path = seam.partition(":")
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _undecorated(function):
+    """DeepSpeed's ``instrument_w_nvtx`` has no ``functools.wraps``: what it wraps is found in its closure alone."""
+    while inspect.isfunction(function) and "func" in (inner := inspect.getclosurevars(function).nonlocals):
+        function = inner["func"]
+    return function
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_every_seam_exists_with_the_signature_that_was_read(seam):
+    found = _undecorated(_resolve(seam))
+    assert (tuple(inspect.signature(found).parameters) if callable(found) else ()) == SEAMS[seam]
+    if found is _resolve(seam):
+        assert signature_of(seam) == SEAMS[seam]
+
+
+def test_a_seam_that_is_gone_is_an_error():
+    with pytest.raises(AttributeError, match="no_such_method"):
+        signature_of("deepspeed.runtime.pipe.engine:PipelineEngine.no_such_method")
+
+
+@pytest.mark.parametrize(("name", "owner"), DATA.items())
+def test_every_private_datum_is_still_set_by_deepspeed(name, owner):
+    module, _, cls = owner.partition(":")
+    tree = ast.parse(inspect.getsource(getattr(importlib.import_module(module), cls)))
+    stored = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name)
+    }
+    assert name in stored
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def _private_names_used(tree):
+    """Private attributes that are read, set or overridden, also those whose name is a string (``getattr``,
+    ``bindings.bind``), with the line."""
+    parts_of_texts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if id(node) in parts_of_texts:
+            continue
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_private(node.value):
+            if node.value.isidentifier():
+                yield node.value, node.lineno
+        elif isinstance(node, ast.ClassDef):
+            yield from (
+                (member.name, member.lineno)
+                for member in node.body
+                if isinstance(member, ast.FunctionDef) and _is_private(member.name)
+            )
+
+
+def _private_imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deepspeed"):
+            yield from ((alias.name, node.lineno) for alias in node.names if _is_private(alias.name))
+            yield from ((part, node.lineno) for part in node.module.split(".") if _is_private(part))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_the_engines_touch_no_private_name_that_is_not_a_seam(path):
+    allowed = {seam.rpartition(":")[2].rpartition(".")[2] for seam in SEAMS} | OWN_ATTRIBUTES | STANDARD | {*DATA}
+    tree = ast.parse(path.read_text())
+    used = [*_private_names_used(tree), *_private_imports(tree)]
+    stray = [f"{path.name}:{line}: {name}" for name, line in used if name not in allowed]
+    assert not stray
+
+
+def test_the_scan_sees_every_way_to_touch_a_private_name():
+    tree = ast.parse(
+        "engine._read\nengine._written = 1\ngetattr(engine, '_by_string')\nbindings.bind(engine, '_bound', f)\n"
+        "class Ours(PipelineModule):\n    def _overridden(self): pass\n"
+        "from deepspeed.runtime.engine import _imported\nfrom deepspeed._private_module import x\n"
+        "'_not a name'\n__all__ = []\n_ = 1\n"
+    )
+    names = {name for name, _ in [*_private_names_used(tree), *_private_imports(tree)]}
+    assert names == {"_read", "_written", "_by_string", "_bound", "_overridden", "_imported", "_private_module"}
+
+
+def test_the_lists_of_this_test_hold_nothing_stale():
+    used = {name for path in SOURCES for name, _ in _private_names_used(ast.parse(path.read_text()))}
+    assert used >= OWN_ATTRIBUTES | STANDARD | {*DATA}
+    in_seams = {seam.rpartition(".")[2] for seam in SEAMS}
+    assert not (OWN_ATTRIBUTES | {*DATA}) & in_seams
+
+
+def test_own_names_hide_no_name_of_deepspeed():
+    """A private name of ours on a subclass of DeepSpeed's would override theirs unseen."""
+    theirs = deepspeed.PipelineModule
+    assert not [name for name in OWN_ATTRIBUTES if hasattr(theirs, name)]
+
+
+# --- the version
+
+
+@pytest.mark.parametrize("version", [LOWEST, "0.19.9", "0.19.8+cpu", "0.19.12.post1"])
+def test_a_version_that_was_read_is_accepted(version):
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.18.0", "0.18.9", "0.19.7", BELOW, "0.20.0", "0.20.1", "1.0"])
+def test_another_version_is_refused_with_what_to_install(version):
+    with pytest.raises(HostVersionError) as raised:
+        check_version(version)
+    message = str(raised.value)
+    assert f"installed is {version}" in message
+    assert f'pip install "deepspeed>={LOWEST},<{BELOW}"' in message
+    assert isinstance(raised.value, ImportError)
+
+
+def test_the_installed_version_is_asked_when_none_is_given(monkeypatch):
+    check_version()
+    monkeypatch.setattr("recparallel.engines.seams.version", lambda name: {"deepspeed": "0.18.2"}[name])
+    with pytest.raises(HostVersionError, match=r"installed is 0\.18\.2"):
+        check_version()
+
+
+def test_the_range_is_the_one_of_the_package():
+    setup = (Path(engines.__path__[0]).parents[2] / "setup.cfg").read_text()
+    assert f"deepspeed>={LOWEST},<{BELOW}" in setup
+    assert Version(LOWEST) < Version(BELOW)

@@ -1,0 +1,381 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recparallel import registry
+from recparallel.config import (
+    CompressionConfig,
+    PartitionConfig,
+    RecParallelConfig,
+    check_together,
+    fill_auto,
+    parse_config,
+    read_deepspeed_config,
+)
+from recparallel.errors import ConfigError, UnknownNameError
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes" / "configs").glob("*.json"))
+BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8}
+
+
+def parse(section):
+    return parse_config({"recparallel": section})
+
+
+def check(config, *, world_size=4, num_layers=None):
+    check_together(config, parse_config(config), world_size=world_size, num_layers=num_layers)
+
+
+def message_of(call, *args, **kwargs):
+    with pytest.raises(ConfigError) as raised:
+        call(*args, **kwargs)
+    return str(raised.value)
+
+
+# --- the section alone
+
+
+def test_no_section_means_defaults():
+    assert parse_config({}) == RecParallelConfig() == parse({})
+    assert RecParallelConfig().compression is None
+
+
+def test_a_full_section_is_taken_over():
+    config = parse(
+        {
+            "stages": 3,
+            "seed": 7,
+            "partition": {"method": "profile", "repeats": 5, "warmup": 0},
+            "compression": {"codec": "top_k", "error_feedback": False, "ratio": 0.25},
+        }
+    )
+    assert (config.stages, config.seed) == (3, 7)
+    assert config.partition == PartitionConfig(method="profile", repeats=5, warmup=0)
+    assert config.partition.measured
+    assert (config.compression.codec, config.compression.error_feedback) == ("top_k", False)
+    assert config.compression.options == {"ratio": 0.25}
+
+
+UNKNOWN_KEYS = [
+    ({"stage": 2}, "recparallel.stage", 2, "stages", RecParallelConfig),
+    ({"partitions": {}}, "recparallel.partitions", {}, "partition", RecParallelConfig),
+    ({"partition": {"metod": "profile"}}, "recparallel.partition.metod", "profile", "method", PartitionConfig),
+    ({"partition": {"repeat": 3}}, "recparallel.partition.repeat", 3, "repeats", PartitionConfig),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "given_value", "near", "model"), UNKNOWN_KEYS)
+def test_an_unknown_key_is_named_with_the_allowed_ones_and_the_nearest(section, key, given_value, near, model):
+    message = message_of(parse, section)
+    assert message.startswith(f"{key}: unknown key (given {given_value!r})")
+    assert f"allowed here: {', '.join(sorted(model.model_fields))}." in message
+    assert message.endswith(f"Did you mean {near!r}?")
+
+
+def test_a_key_without_a_near_match_gets_no_guess():
+    message = message_of(parse, {"zzz": 1})
+    assert "recparallel.zzz: unknown key (given 1)" in message
+    assert "Did you mean" not in message
+
+
+def test_every_wrong_key_gets_a_line_of_its_own():
+    message = message_of(parse, {"stages": 0, "partition": {"repeats": 0, "metod": "x"}, "seed": -1})
+    lines = message.splitlines()
+    assert {line.split(":")[0] for line in lines} == {
+        "recparallel.stages",
+        "recparallel.seed",
+        "recparallel.partition.repeats",
+        "recparallel.partition.metod",
+    }
+    assert len(lines) == 4
+
+
+UNKNOWN_NAMES = [
+    (
+        {"partition": {"method": "profil"}},
+        "recparallel.partition.method",
+        "profil",
+        "profile",
+        [*registry.PARTITIONERS, "parameters", "uniform", "type:REGEX"],
+    ),
+    ({"partition": {"method": "unifrom"}}, "recparallel.partition.method", "unifrom", "uniform", ["uniform"]),
+    ({"compression": {"codec": "topk"}}, "recparallel.compression.codec", "topk", "top_k", registry.CODECS),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "name", "near", "known"), UNKNOWN_NAMES)
+def test_an_unknown_name_is_named_with_the_known_ones_and_the_nearest(section, key, name, near, known):
+    message = message_of(parse, section)
+    assert message.startswith(f"{key}: unknown")
+    assert f"{name!r}" in message
+    assert f"Did you mean {near!r}?" in message
+    assert f"(given {name!r})" in message
+    listed = message.partition("known are: ")[2].partition(".")[0].split(", ")
+    assert set(known) <= set(listed)
+
+
+WRONG_VALUES = [
+    ({"stages": 0}, "recparallel.stages", 0, "greater than or equal to 1"),
+    ({"stages": 2.5}, "recparallel.stages", 2.5, "integer"),
+    ({"stages": None}, "recparallel.stages", None, "integer"),
+    ({"seed": -1}, "recparallel.seed", -1, "greater than or equal to 0"),
+    ({"partition": "profile"}, "recparallel.partition", "profile", "dictionary"),
+    ({"partition": {"repeats": 0}}, "recparallel.partition.repeats", 0, "greater than or equal to 1"),
+    ({"partition": {"warmup": -1}}, "recparallel.partition.warmup", -1, "greater than or equal to 0"),
+    ({"partition": {"method": 3}}, "recparallel.partition.method", 3, "string"),
+    ({"compression": "top_k"}, "recparallel.compression", "top_k", "dictionary"),
+    ({"compression": {"codec": ["top_k"]}}, "recparallel.compression.codec", ["top_k"], "string"),
+    ({"compression": {"error_feedback": "maybe"}}, "recparallel.compression.error_feedback", "maybe", "boolean"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "allowed"), WRONG_VALUES)
+def test_a_wrong_value_is_named_with_what_is_allowed(section, key, value, allowed):
+    message = message_of(parse, section)
+    assert message.startswith(f"{key}: ")
+    assert allowed in message
+    assert message.endswith(f"(given {value!r})")
+
+
+@pytest.mark.parametrize("section", [None, [], "stages", 2])
+def test_the_section_must_be_an_object(section):
+    assert message_of(parse, section) == f'"recparallel" must be a JSON object, got {section!r}'
+
+
+@given(method=st.sampled_from(["profile", "parameters", "Uniform", "type:DecoderBlock", "TYPE:block|norm"]))
+def test_every_partition_method_is_accepted_and_only_ours_are_measured(method):
+    config = parse({"partition": {"method": method}})
+    assert config.partition.method == method
+    assert config.partition.measured == (method in registry.partitioners)
+
+
+@given(codec=st.sampled_from(sorted(registry.CODECS)), options=st.dictionaries(st.sampled_from("abc"), st.integers()))
+def test_other_keys_beside_the_codec_are_its_options(codec, options):
+    assert parse({"compression": {"codec": codec, **options}}).compression.options == options
+
+
+@given(
+    key=st.text(min_size=1, max_size=12).filter(lambda key: key not in RecParallelConfig.model_fields),
+    value=st.none() | st.integers() | st.text(max_size=5),
+)
+def test_no_unknown_key_gets_through(key, value):
+    assert f"recparallel.{key}: unknown key (given {value!r})" in message_of(parse, {key: value})
+
+
+def test_the_config_is_frozen():
+    for config in (RecParallelConfig(), PartitionConfig(), CompressionConfig()):
+        for name in type(config).model_fields:
+            with pytest.raises(ValueError, match="frozen"):
+                setattr(config, name, getattr(config, name))
+
+
+# --- the file
+
+
+def test_a_dict_is_used_as_it_is():
+    config = {"train_batch_size": 3}
+    assert read_deepspeed_config(config) is config
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(BATCH))
+    assert read_deepspeed_config(path) == read_deepspeed_config(str(path)) == BATCH
+
+
+def test_a_missing_file_is_named(tmp_path):
+    message = message_of(read_deepspeed_config, tmp_path / "ds.json")
+    assert str(tmp_path / "ds.json") in message
+    assert "expected a JSON file" in message
+
+
+def test_a_folder_is_not_a_config(tmp_path):
+    assert str(tmp_path) in message_of(read_deepspeed_config, tmp_path)
+
+
+def test_invalid_json_is_named_with_line_and_column(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{\n  "train_batch_size": 64,\n  "seed" 3\n}\n')
+    assert message_of(read_deepspeed_config, path).startswith(f"{path}:3:10: not valid JSON: Expecting ':'")
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[1]", "list"), ("3", "int"), ("null", "NoneType")])
+def test_json_that_is_no_object_is_refused(tmp_path, content, kind):
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    assert message_of(read_deepspeed_config, path) == f"{path} holds a {kind}, expected a JSON object"
+
+
+# --- both together
+
+
+@given(world_size=st.integers(1, 24), stages=st.integers(1, 30))
+def test_stages_must_divide_the_world_size(world_size, stages):
+    config = {"train_micro_batch_size_per_gpu": 1, "recparallel": {"stages": stages}}
+    divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
+    if stages in divisors:
+        check(config, world_size=world_size)
+    else:
+        message = message_of(check, config, world_size=world_size)
+        assert f"recparallel.stages is {stages}, but the launch has {world_size} processes" in message
+        assert message.endswith(f"stages must be one of {divisors}")
+
+
+@given(stages=st.integers(1, 8), num_layers=st.integers(1, 8))
+def test_every_stage_needs_a_layer(stages, num_layers):
+    config = {"train_micro_batch_size_per_gpu": 1, "recparallel": {"stages": stages}}
+    if stages <= num_layers:
+        check(config, world_size=stages, num_layers=num_layers)
+    else:
+        message = message_of(check, config, world_size=stages, num_layers=num_layers)
+        assert f"recparallel.stages is {stages}, but the model has only {num_layers} layers" in message
+        assert f"at most {num_layers}" in message
+
+
+sizes = st.none() | st.integers(1, 12)
+
+
+@given(total=st.none() | st.integers(1, 48), micro=sizes, accumulation=sizes, replicas=st.sampled_from([1, 2, 3, 4]))
+def test_batch_sizes_must_multiply_out(total, micro, accumulation, replicas):
+    values = {
+        "train_batch_size": total,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+    }
+    config = {key: value for key, value in values.items() if value is not None}
+    rest = (micro or 1) * (accumulation or 1) * replicas
+    if total is None:
+        fits = micro is not None
+    elif micro and accumulation:
+        fits = total == rest
+    else:
+        fits = total % rest == 0
+    if fits:
+        check(config, world_size=replicas)
+        return
+    message = message_of(check, config, world_size=replicas)
+    if total is None:
+        assert "sets neither train_batch_size nor train_micro_batch_size_per_gpu" in message
+        return
+    assert f"{replicas} replicas" in message
+    for key, value in config.items():
+        assert f"{key} is {value}" in message or f"{key} {value}" in message
+
+
+def test_replicas_are_what_the_stages_leave():
+    fitting = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 1}
+    check({**fitting, "recparallel": {"stages": 2}}, world_size=4)
+    message = message_of(check, {**fitting, "recparallel": {"stages": 4}}, world_size=4)
+    assert "8 × gradient_accumulation_steps 1 × 1 replicas = 8; they must be equal" in message
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("codec", [None, "top_k"])
+def test_zero_2_and_3_go_with_neither_a_pipeline_nor_a_codec(zero, stages, codec):
+    section = {"stages": stages, **({"compression": {"codec": codec}} if codec else {})}
+    config = {**BATCH, "zero_optimization": {"stage": zero}, "recparallel": section}
+    if zero <= 1 or (stages == 1 and codec is None):
+        check(config)
+        return
+    message = message_of(check, config)
+    assert f"zero_optimization.stage is {zero}" in message or f"zero_optimization.stage {zero}" in message
+    assert "stage 0 or 1" in message
+    assert (f"{stages} pipeline stages" if stages > 1 else "compression.codec is 'top_k'") in message
+
+
+WITH_CODEC = {**BATCH, "recparallel": {"compression": {"codec": "none"}}}
+NOT_WITH_A_CODEC = [
+    ({"zero_optimization": {"stage": 1, "overlap_comm": True}}, "zero_optimization.overlap_comm: true", "to false"),
+    (
+        {"zero_optimization": {"stage": 1, "contiguous_gradients": False}},
+        "zero_optimization.contiguous_gradients: true",
+        "got false",
+    ),
+    ({"prescale_gradients": True}, "prescale_gradients", "remove"),
+    ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor", "remove"),
+    ({"optimizer": {"type": "OneBitAdam"}}, "optimizer.type", "choose one"),
+    ({"optimizer": {"type": "OneBitLamb"}}, "optimizer.type", "choose one"),
+    ({"optimizer": {"type": "ZeroOneAdam"}}, "optimizer.type", "choose one"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "remedy"), NOT_WITH_A_CODEC)
+def test_what_does_not_go_with_a_codec_is_refused(changes, key, remedy):
+    message = message_of(check, {**WITH_CODEC, **changes})
+    assert key in message
+    assert "recparallel.compression" in message
+    assert remedy in message
+    check({**BATCH, **changes})  # and is nobody's business without one
+
+
+def test_what_goes_with_a_codec_is_accepted():
+    check(
+        {
+            **WITH_CODEC,
+            "zero_optimization": {"stage": 1, "overlap_comm": False, "contiguous_gradients": True},
+            "prescale_gradients": False,
+            "gradient_predivide_factor": 1.0,
+            "optimizer": {"type": "AdamW"},
+        }
+    )
+
+
+# --- "auto"
+
+
+def test_auto_is_filled_at_every_depth_by_key():
+    config = {"lr": "auto", "optimizer": {"params": {"lr": "auto", "betas": [0.9, 0.99]}}, "name": "automatic"}
+    assert fill_auto(config, {"lr": 0.1}) == {
+        "lr": 0.1,
+        "optimizer": {"params": {"lr": 0.1, "betas": [0.9, 0.99]}},
+        "name": "automatic",
+    }
+    assert config["lr"] == "auto"  # the given config stays as it was
+    assert config["optimizer"]["params"]["lr"] == "auto"
+
+
+def test_auto_without_a_value_is_named_by_its_path():
+    message = message_of(fill_auto, {"optimizer": {"params": {"eps": "auto"}}}, {"lr": 0.1, "betas": 1})
+    assert message == 'optimizer.params.eps is "auto", but only these can be: betas, lr'
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(config=st.dictionaries(st.text(max_size=4), json_values, max_size=4))
+def test_a_config_without_auto_comes_back_unchanged(config):
+    if "auto" not in json.dumps(config):
+        assert fill_auto(config, {}) == config
+
+
+# --- the recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_config_can_run(path):
+    config = read_deepspeed_config(path)
+    section = parse_config(config)
+    replicas = 1 if path.stem in ("single", "pipeline_2") else 2
+    check_together(config, section, world_size=section.stages * replicas, num_layers=4)
+    filled = fill_auto(config, dict.fromkeys(("lr", "weight_decay", "total_num_steps", "warmup_num_steps"), 1))
+    assert '"auto"' not in json.dumps(filled)
+
+
+def test_the_recipes_have_configs():
+    assert {path.stem for path in RECIPES} >= {"single", "pipeline_2", "data_2", "hybrid"}
+
+
+def test_unknown_name_errors_are_config_errors_and_value_errors():
+    error = UnknownNameError("codec", "topk", ["top_k", "none"], where="here")
+    assert isinstance(error, ConfigError)
+    assert isinstance(error, ValueError)
+    assert error.known == ["none", "top_k"]
+    assert str(error) == "unknown codec 'topk' (here); known are: none, top_k. Did you mean 'top_k'?"

@@ -35,6 +35,10 @@ test: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
+bench: install
+	$(BIN)/python -m benchmarks selfcheck
+	$(BIN)/python -m benchmarks stock --json docs/results/stock.json
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -40,6 +40,9 @@ class RecommenderPipeline(PipelineModule):
         PartitionError: on every rank, if a stage would be empty, measuring fails, or ranks disagree on the cut.
     """
 
+    parts: list[int]
+    """DeepSpeed's name for the bounds of the cut."""
+
     def __init__(
         self,
         recommender: Recommender,

@@ -1,0 +1,31 @@
+"""What the command line hands to a benchmark."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cluster.description import ClusterSpec
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices that every benchmark takes.
+
+    Attributes:
+        quick: end within 3 minutes: fewer rounds, smaller cases.
+        json: the file for the results; ``None`` writes none.
+        clusters: those chosen; empty means the benchmark's own choice.
+        workloads: names of those chosen; empty means the benchmark's own choice.
+        local: plain local processes instead of emulated nodes.
+        fresh: measure everything again, also what an interrupted run has left.
+        rounds: rounds of all sides; ``None`` means the benchmark's own choice.
+        command: the command line, for the record.
+    """
+
+    quick: bool = False
+    json: Path | None = None
+    clusters: tuple[ClusterSpec, ...] = ()
+    workloads: tuple[str, ...] = ()
+    local: bool = False
+    fresh: bool = False
+    rounds: int | None = None
+    command: str = ""

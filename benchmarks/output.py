@@ -1,0 +1,31 @@
+"""What benchmarks write to the terminal."""
+
+import logging
+import sys
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+# A file or pipe has no width of its own; tables need more than rich's 80 columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red", "white", "bright_black")
+
+
+def show_line(rank: int, line: str) -> None:
+    """One line of a rank's output, after its number."""
+    if console.is_terminal:
+        console.print(f"[rank {rank}] ", style=_COLOURS[rank % len(_COLOURS)], end="", markup=False)
+        console.print(line, markup=False)
+    else:
+        sys.stdout.write(f"[rank {rank}] {line}\n")
+        sys.stdout.flush()
+
+
+def set_up_logging() -> None:
+    """Warnings of the cluster go to the terminal."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )

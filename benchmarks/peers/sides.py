@@ -1,0 +1,141 @@
+"""All sides by name: which module runs them, with what, and in which launch.
+
+Sides of one launch run one after the other in the same processes: importing the stack costs each rank several seconds.
+AutoTP comes last in it, as it changes DeepSpeed's process-global mode. A side that may crash has a launch of its own.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.peers.trainer import Job, Trainer
+from benchmarks.workloads import Workload
+from recparallel.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from recparallel.models.recommender import Recommender
+
+REPLICATED = "replicated"
+PIPELINE = "pipeline"
+TENSOR = "tensor"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to train.
+
+    Attributes:
+        name: what results call it.
+        module: under :mod:`benchmarks.peers`; has ``build(job, recommender, **options)``.
+        kind: ``replicated``, ``pipeline`` or ``tensor``: which micro-batches make sense.
+        launch: sides with the same text share processes.
+        options: for ``build``.
+        stages: of the pipeline; 0 is one for each rank.
+        updated_once: each weight is updated by one rank only, although there are replicas.
+        settles: steps that it needs before its steady state, beside the warm-up of every side.
+        workloads: those it is for; empty means all.
+    """
+
+    name: str
+    module: str
+    kind: str
+    launch: str
+    options: dict[str, Any] = field(default_factory=dict)
+    stages: int = 1
+    updated_once: bool = False
+    settles: int = 0
+    workloads: tuple[str, ...] = ()
+
+    def build(self, job: Job, recommender: "Recommender") -> Trainer:
+        """The side on this rank."""
+        trainer: Trainer = importlib.import_module(f"benchmarks.peers.{self.module}").build(
+            job, recommender, **self.options
+        )
+        return trainer
+
+    def suits(self, workload: Workload) -> bool:
+        """Whether it is measured on this workload."""
+        return not self.workloads or workload.name in self.workloads
+
+    def replicas(self, world_size: int) -> int:
+        """That share a global batch."""
+        if self.kind == TENSOR:
+            return 1
+        return world_size // (self.stages or world_size)
+
+    def updates(self, world_size: int) -> int:
+        """How often the job updates each weight in a step."""
+        return 1 if self.updated_once else self.replicas(world_size)
+
+    def micro_batches(self, workload: Workload, world_size: int) -> tuple[int, ...]:
+        """Micro-batches that a probe tries."""
+        share = workload.global_batch // self.replicas(world_size)
+        if self.options.get("dualpipev"):
+            share //= 2 * (self.stages or world_size)  # DualPipeV needs two micro-batches for each of its stages
+        elif self.kind == PIPELINE:
+            share //= world_size // self.replicas(world_size)  # as many as there are stages, or most of them idle
+        candidates = [size for size in (32, 16, 8, 4, 2) if size <= share and (size < 32 or self.kind == TENSOR)]
+        return tuple(candidates[:3]) or (max(share, 1),)
+
+
+ALONE = {
+    sparse: Side(name, "alone", REPLICATED, "alone", {"sparse": sparse})
+    for sparse, name in ((False, "alone"), (True, "alone sparse"))
+}
+"""One process without an exchange, by kind of table gradient; not sides, but the basis of their compute bounds."""
+
+BASE = "ds dp"
+
+SIDES: dict[str, Side] = {
+    side.name: side
+    for side in (
+        Side("ds dp", "deepspeed_replicated", REPLICATED, "main"),
+        Side("ds zero1", "deepspeed_replicated", REPLICATED, "main", {"zero": 1}, updated_once=True),
+        Side("ds dp sparse", "deepspeed_replicated", REPLICATED, "main", {"sparse": True}, workloads=("catalogue",)),
+        Side("ddp", "torch_ddp", REPLICATED, "main"),
+        Side("ddp fp16", "torch_ddp", REPLICATED, "main", {"hook": "fp16"}),
+        Side("ddp sparse", "torch_ddp", REPLICATED, "main", {"sparse": True}, workloads=("catalogue",)),
+        Side("ds pp uniform", "deepspeed_pipeline", PIPELINE, "main", {"method": "uniform"}, stages=0),
+        Side("ds pp parameters", "deepspeed_pipeline", PIPELINE, "main", {"method": "parameters"}, stages=0),
+        Side("ds pp2 dp2", "deepspeed_pipeline", PIPELINE, "main", {"method": "parameters", "stages": 2}, stages=2),
+        Side("ds dualpipev", "deepspeed_pipeline", PIPELINE, "main", {"dualpipev": True}, stages=0),
+        Side(
+            "ds dualpipev2 dp2",
+            "deepspeed_pipeline",
+            PIPELINE,
+            "main",
+            {"dualpipev": True, "stages": 2, "method": "uniform"},
+            stages=2,
+            workloads=("catalogue",),
+        ),
+        Side("ds autotp", "deepspeed_autotp", TENSOR, "main"),
+        Side(
+            "ds autotp trunk",
+            "deepspeed_autotp",
+            TENSOR,
+            "main",
+            {"vocab_parallel": False},
+            workloads=("catalogue",),
+        ),
+        Side("ddp powersgd", "torch_ddp", REPLICATED, "powersgd", {"hook": "powersgd"}, settles=2),
+    )
+}
+
+
+def get_side(name: str) -> Side:
+    """The side of this name, the ones of :data:`ALONE` too.
+
+    Raises:
+        UnknownNameError: there is none; the message lists those that exist and the nearest.
+    """
+    for side in ALONE.values():
+        if side.name == name:
+            return side
+    if name not in SIDES:
+        raise UnknownNameError("side", name, SIDES, where="benchmarks.peers.sides")
+    return SIDES[name]
+
+
+def sides_for(workload: Workload) -> tuple[Side, ...]:
+    """All sides that are measured on a workload, in the order of their launches."""
+    return tuple(side for side in SIDES.values() if side.suits(workload))

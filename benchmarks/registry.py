@@ -1,0 +1,36 @@
+"""The benchmarks that exist, by name. A benchmark is a module with ``run(options: Options) -> int``."""
+
+from dataclasses import dataclass
+
+from recparallel.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One entry: its name on the command line, its module (imported when it is run), and what it shows."""
+
+    name: str
+    module: str
+    summary: str
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    entry.name: entry
+    for entry in (
+        Benchmark(
+            "selfcheck", "benchmarks.selfcheck", "link rate, all-reduce and CPU share against what is configured"
+        ),
+        Benchmark("stock", "benchmarks.stock", "stock DeepSpeed and torch DDP, side by side: what a hybrid must beat"),
+    )
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The entry of this name.
+
+    Raises:
+        UnknownNameError: there is none; the message lists those that exist and the nearest.
+    """
+    if name not in BENCHMARKS:
+        raise UnknownNameError("benchmark", name, BENCHMARKS, where="python -m benchmarks NAME")
+    return BENCHMARKS[name]

@@ -6,7 +6,9 @@ has every rank's stack dumped, and its workers are killed.
 """
 
 import faulthandler
+import gc
 import importlib
+import itertools
 import os
 import signal
 import socket
@@ -127,10 +129,9 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, dump: str, p
     import torch
 
     torch.set_num_threads(1)
-    import deepspeed
-
-    deepspeed.init_distributed("gloo", verbose=False)
-    while True:
+    worlds = Path(tempfile.gettempdir(), f"world-{port}")
+    for number in itertools.count():
+        _join_world(f"{worlds}-{number}", rank, world_size)
         try:
             module, name, kwargs = pipe.recv()
         except EOFError:
@@ -142,6 +143,28 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, dump: str, p
             pipe.send(("done", case(**kwargs), time.time()))
         except BaseException:
             pipe.send(("error", traceback.format_exc(), time.time()))
+        _leave_world()
+        Path(f"{worlds}-{number}").unlink(missing_ok=True)
+
+
+def _join_world(meeting: str, rank: int, world_size: int) -> None:
+    """Every case gets a world of its own: engines make process groups, each with threads that nobody would end."""
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", verbose=False, init_method=f"file://{meeting}", rank=rank, world_size=world_size)
+
+
+def _leave_world() -> None:
+    """End all groups, and what DeepSpeed remembers of them in its modules."""
+    import deepspeed.comm.comm
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    gc.collect()  # engines hold groups in cycles
+    dist.destroy_process_group()
+    deepspeed.comm.comm.cdb = None
+    importlib.reload(groups)
+    gc.collect()
 
 
 def _free_port() -> int:

@@ -1,8 +1,9 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recparallel import registry
@@ -13,7 +14,9 @@ from recparallel.config import (
     check_together,
     fill_auto,
     parse_config,
+    precision,
     read_deepspeed_config,
+    zero_stage,
 )
 from recparallel.errors import ConfigError, UnknownNameError
 
@@ -145,6 +148,7 @@ def test_the_section_must_be_an_object(section):
     assert message_of(parse, section) == f'"recparallel" must be a JSON object, got {section!r}'
 
 
+@settings(deadline=None)
 @given(method=st.sampled_from(["profile", "parameters", "Uniform", "type:DecoderBlock", "TYPE:block|norm"]))
 def test_every_partition_method_is_accepted_and_only_ours_are_measured(method):
     config = parse({"partition": {"method": method}})
@@ -152,11 +156,13 @@ def test_every_partition_method_is_accepted_and_only_ours_are_measured(method):
     assert config.partition.measured == (method in registry.partitioners)
 
 
+@settings(deadline=None)
 @given(codec=st.sampled_from(sorted(registry.CODECS)), options=st.dictionaries(st.sampled_from("abc"), st.integers()))
 def test_other_keys_beside_the_codec_are_its_options(codec, options):
     assert parse({"compression": {"codec": codec, **options}}).compression.options == options
 
 
+@settings(deadline=None)
 @given(
     key=st.text(min_size=1, max_size=12).filter(lambda key: key not in RecParallelConfig.model_fields),
     value=st.none() | st.integers() | st.text(max_size=5),
@@ -212,6 +218,7 @@ def test_json_that_is_no_object_is_refused(tmp_path, content, kind):
 # --- both together
 
 
+@settings(deadline=None)
 @given(world_size=st.integers(1, 24), stages=st.integers(1, 30))
 def test_stages_must_divide_the_world_size(world_size, stages):
     config = {"train_micro_batch_size_per_gpu": 1, "recparallel": {"stages": stages}}
@@ -224,6 +231,7 @@ def test_stages_must_divide_the_world_size(world_size, stages):
         assert message.endswith(f"stages must be one of {divisors}")
 
 
+@settings(deadline=None)
 @given(stages=st.integers(1, 8), num_layers=st.integers(1, 8))
 def test_every_stage_needs_a_layer(stages, num_layers):
     config = {"train_micro_batch_size_per_gpu": 1, "recparallel": {"stages": stages}}
@@ -238,6 +246,7 @@ def test_every_stage_needs_a_layer(stages, num_layers):
 sizes = st.none() | st.integers(1, 12)
 
 
+@settings(deadline=None)
 @given(total=st.none() | st.integers(1, 48), micro=sizes, accumulation=sizes, replicas=st.sampled_from([1, 2, 3, 4]))
 def test_batch_sizes_must_multiply_out(total, micro, accumulation, replicas):
     values = {
@@ -272,6 +281,53 @@ def test_replicas_are_what_the_stages_leave():
     assert "8 × gradient_accumulation_steps 1 × 1 replicas = 8; they must be equal" in message
 
 
+@pytest.mark.parametrize("key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
+@pytest.mark.parametrize("value", [0, -8, "auto", "64", 2.0, True])
+def test_a_batch_size_is_a_positive_integer(key, value):
+    message = message_of(check, {**BATCH, key: value})
+    assert message == f"{key} must be an integer of at least 1, got {value!r}"
+
+
+@pytest.mark.parametrize("stage", [4, -1, "auto", "1", True, None])
+def test_a_zero_stage_is_one_of_four(stage):
+    message = message_of(check, {**BATCH, "zero_optimization": {"stage": stage}})
+    assert message == f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 0),
+        ({"zero_optimization": None}, 0),
+        ({"zero_optimization": {}}, 0),
+        ({"zero_optimization": {"stage": 3}}, 3),
+    ],
+)
+def test_the_zero_stage_is_0_unless_one_is_named(config, expected):
+    assert zero_stage(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "float32"),
+        ({"bf16": {"enabled": True}}, "bfloat16"),
+        ({"fp16": {"enabled": True}}, "float16"),
+        ({"bf16": {"enabled": False}, "fp16": None}, "float32"),
+        ({"bf16": {}, "fp16": {"enabled": True}}, "float16"),
+    ],
+)
+def test_the_precision_is_full_unless_one_is_enabled(config, expected):
+    assert precision(config) == expected
+
+
+@pytest.mark.parametrize("key", ["bf16", "fp16"])
+@pytest.mark.parametrize("enabled", ["auto", 1, None])
+def test_a_precision_is_enabled_or_not(key, enabled):
+    message = message_of(precision, {key: {"enabled": enabled}})
+    assert message == f"{key}.enabled must be true or false, got {enabled!r}"
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("codec", [None, "top_k"])
@@ -295,6 +351,7 @@ NOT_WITH_A_CODEC = [
         "zero_optimization.contiguous_gradients: true",
         "got false",
     ),
+    ({"fp16": {"enabled": True}}, "fp16.enabled", "use bf16 or fp32"),
     ({"prescale_gradients": True}, "prescale_gradients", "remove"),
     ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor", "remove"),
     ({"optimizer": {"type": "OneBitAdam"}}, "optimizer.type", "choose one"),
@@ -317,6 +374,7 @@ def test_what_goes_with_a_codec_is_accepted():
         {
             **WITH_CODEC,
             "zero_optimization": {"stage": 1, "overlap_comm": False, "contiguous_gradients": True},
+            "bf16": {"enabled": True},
             "prescale_gradients": False,
             "gradient_predivide_factor": 1.0,
             "optimizer": {"type": "AdamW"},
@@ -350,6 +408,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(config=st.dictionaries(st.text(max_size=4), json_values, max_size=4))
 def test_a_config_without_auto_comes_back_unchanged(config):
     if "auto" not in json.dumps(config):
@@ -379,3 +438,10 @@ def test_unknown_name_errors_are_config_errors_and_value_errors():
     assert isinstance(error, ValueError)
     assert error.known == ["none", "top_k"]
     assert str(error) == "unknown codec 'topk' (here); known are: none, top_k. Did you mean 'top_k'?"
+
+
+def test_an_unknown_name_error_travels_between_ranks():
+    error = UnknownNameError("codec", "topk", ["top_k", "none"], where="here")
+    received = pickle.loads(pickle.dumps(error))
+    assert type(received) is UnknownNameError
+    assert (str(received), received.known) == (str(error), error.known)

@@ -42,6 +42,13 @@ def test_a_subscription_ends_with_an_error_too():
     assert seen == []
 
 
+def test_one_can_ask_whether_anybody_listens():
+    assert not events.observed()
+    with events.subscribe(lambda event: None):
+        assert events.observed()
+    assert not events.observed()
+
+
 def test_an_inner_subscription_leaves_the_outer_one():
     outer, inner = [], []
     with events.subscribe(outer.append):
@@ -49,6 +56,17 @@ def test_an_inner_subscription_leaves_the_outer_one():
             events.emit(EVENTS[0])
         events.emit(EVENTS[1])
     assert (outer, inner) == (EVENTS[:2], EVENTS[:1])
+
+
+def test_subscriptions_may_end_in_any_order():
+    first, second = [], []
+    outer, inner = events.subscribe(first.append), events.subscribe(second.append)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    events.emit(EVENTS[0])
+    inner.__exit__(None, None, None)
+    assert (first, second) == ([], EVENTS[:1])
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -87,6 +87,7 @@ EXAMPLES = [
 each_word = pytest.mark.parametrize("word", EXAMPLES, ids=lambda word: type(word).__name__)
 
 
+@settings(deadline=None)
 @given(word=words)
 def test_json_both_ways_gives_the_same_word(word):
     text = word.model_dump_json()
@@ -176,6 +177,7 @@ def test_stage_times_must_be_one_per_stage():
         Partition(bounds=(0, 1, 2), method="profile", stage_seconds=(1.0,))
 
 
+@settings(deadline=None)
 @given(partition=partitions())
 def test_stage_of_names_the_one_stage_that_holds_a_layer(partition):
     assert partition.num_layers == 20
@@ -188,6 +190,7 @@ def test_stage_of_names_the_one_stage_that_holds_a_layer(partition):
             partition.stage_of(outside)
 
 
+@settings(deadline=None)
 @given(plan=plans())
 def test_a_plan_multiplies_out(plan):
     assert plan.world_size == plan.pipeline * plan.tensor * plan.data

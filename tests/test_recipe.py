@@ -1,14 +1,20 @@
 """The main job as a user starts it: launches, what they write, and what happens when a rank dies."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from launching import command, environment, launch, losses, write_config, write_small_log
+import torch.distributed as dist
+from launching import RECIPE, command, environment, launch, losses, write_config, write_small_log
+from transformers import HfArgumentParser
+
+from recparallel.errors import CheckpointError, ConfigError, RecParallelError
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(300)]
 
@@ -60,7 +66,7 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
     ],
     ids=["pipeline", "top_k with ZeRO-1"],
 )
-def test_resume_gives_the_losses_of_the_uninterrupted_run(log, tmp_path, processes, section, more):
+def test_resume_gives_the_losses_of_the_uninterrupted_run(log, tmp_path, monkeypatch, processes, section, more):
     config = write_config(tmp_path / "ds.json", recparallel=section, **more)
     options = ("--report_to", "none", "--eval_epochs", "0", "--dropout", "0.2")
 
@@ -70,13 +76,11 @@ def test_resume_gives_the_losses_of_the_uninterrupted_run(log, tmp_path, process
 
     run("whole", "--max_steps", "24")
     run("halves", "--max_steps", "13")  # in the middle of the second epoch
-    refused = launch(processes, *_arguments(config, log, tmp_path / "halves", "--max_steps", "24"))
-    assert refused.returncode != 0
-    assert "go on with --resume" in refused.stdout
+    with pytest.raises(ConfigError, match="go on with --resume"):
+        _run_here(monkeypatch, processes, _arguments(config, log, tmp_path / "halves"))
     other = write_config(tmp_path / "other.json", recparallel={"stages": 3 - section["stages"]})
-    refused = launch(processes, *_arguments(other, log, tmp_path / "halves", "--resume"))
-    assert refused.returncode != 0
-    assert "pipeline: stored" in refused.stdout
+    with pytest.raises(CheckpointError, match="pipeline: stored"):
+        _run_here(monkeypatch, processes, _arguments(other, log, tmp_path / "halves", "--resume"))
     run("halves", "--max_steps", "24", "--resume")
     whole, halves = losses(tmp_path / "whole"), losses(tmp_path / "halves")
     assert halves.keys() == whole.keys() == set(range(1, 25))
@@ -132,21 +136,41 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path, vi
     ],
     ids=["key", "method", "stages", "zero", "batch", "dataset", "model", "data", "epochs", "auto"],
 )
-def test_bad_input_is_refused_before_launch(log, tmp_path, changes, arguments, said):
+def test_bad_input_is_refused_before_any_process_group(log, tmp_path, monkeypatch, changes, arguments, said):
     config = write_config(tmp_path / "ds.json", **changes)
-    done = launch(2, *_arguments(config, log, tmp_path / "run", *arguments), timeout=60)
-    assert done.returncode != 0
-    assert "first error" in done.stdout
+    with pytest.raises(RecParallelError) as refused:
+        _run_here(monkeypatch, 2, _arguments(config, log, tmp_path / "run", *arguments))
     for words in said:
-        assert words in done.stdout
+        assert words in str(refused.value)
+    assert not dist.is_initialized()
+
+
+def test_more_stages_than_layers(log, tmp_path, monkeypatch):
+    config = write_config(tmp_path / "ds.json", recparallel={"stages": 6})
+    with pytest.raises(ConfigError, match="stages is 6, but the model has only 5 layers"):
+        _run_here(monkeypatch, 6, _arguments(config, log, tmp_path / "run"))
+
+
+def test_a_refusal_ends_the_launch_with_one_message(log, tmp_path):
+    config = write_config(tmp_path / "ds.json")
+    done = launch(2, *_arguments(config, log, tmp_path / "run", "--dataset", "movielens-100"), timeout=120)
+    assert done.returncode != 0
+    assert "first error: UnknownNameError: unknown dataset 'movielens-100'" in done.stdout
     assert "Traceback" not in done.stdout
 
 
-def test_too_many_stages(log, tmp_path):
-    config = write_config(tmp_path / "ds.json", recparallel={"stages": 6}, train_micro_batch_size_per_gpu=4)
-    done = launch(6, *_arguments(config, log, tmp_path / "run"), timeout=120)
-    assert done.returncode != 0
-    assert "stages is 6, but the model has only 5 layers" in done.stdout
+def _run_here(monkeypatch, processes: int, arguments: list[str]) -> None:
+    """What a rank does until the ranks would start to talk, in this process, so that its error can be caught."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    spec = importlib.util.spec_from_file_location("train_rec", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_rec", recipe)
+    spec.loader.exec_module(recipe)
+    parsed = HfArgumentParser(
+        (recipe.ModelArguments, recipe.DataArguments, recipe.TrainingArguments)
+    ).parse_args_into_dataclasses(arguments)
+    recipe.check_arguments(parsed, Path(parsed[2].output_dir))
+    recipe.train(parsed, Path(parsed[2].output_dir))
 
 
 def _wait_for(condition, job: subprocess.Popen, seconds: float = 120.0) -> None:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -54,6 +54,7 @@ def test_what_was_none_is_none_again():
     assert vars(engine) == {"count": None}
 
 
+@settings(deadline=None)
 @given(changes=st.lists(st.tuples(st.sampled_from(["count", "step", "new"]), st.integers()), max_size=8))
 def test_any_sequence_of_bindings_comes_off(changes):
     engine, bindings = Engine(), Bindings()

@@ -4,20 +4,16 @@ import pytest
 from training import Run, make_engine, reference, train, train_on_engine
 
 LAYOUTS = [pytest.param(2, 1, id="data 2"), pytest.param(4, 2, id="pipeline 2 × data 2")]
-PRECISIONS = ["fp32", "bf16", "bf16_fp32_accumulation"]
+ENGINES = [(0, "fp32"), (1, "fp32"), (0, "bf16"), (1, "bf16"), (1, "bf16_fp32_accumulation")]
 
 
 def _run(**options):
     return Run(**{"steps": 6, **options})
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("zero", [0, 1])
-@pytest.mark.parametrize(("world_size", "stages"), LAYOUTS)
+@pytest.mark.parametrize(("zero", "dtype"), ENGINES)
+@pytest.mark.parametrize(("world_size", "stages", "tied"), [(2, 1, True), (4, 2, True), (4, 2, False)])
 def test_lossless_hook_changes_no_bit(pools, world_size, stages, zero, dtype, tied):
-    if dtype == "bf16_fp32_accumulation" and zero == 0:
-        pytest.skip("DeepSpeed has no engine for bf16 with fp32 accumulation without ZeRO")
     run = _run(stages=stages, zero=zero, dtype=dtype, tied=tied)
     without = pools[world_size].run(train_on_engine, run=run)
     with_hook = pools[world_size].run(train_on_engine, run=_run(**{**vars(run), "compression": {"codec": "none"}}))
@@ -57,7 +53,6 @@ def _tied_copies_equal(engine):
     [
         ({"codec": "top_k", "ratio": 0.1}, 0.21),  # a tenth of the values, each with a position
         ({"codec": "torch_fp16"}, 0.5),
-        ({"codec": "torch_bf16"}, 0.5),
         ({"codec": "torch_powersgd", "rank": 1, "start_iter": 2}, 0.95),  # the first two steps are dense
     ],
     ids=lambda value: value["codec"] if isinstance(value, dict) else "",

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,35 +17,51 @@ from recparallel.errors import ConfigError
 
 
 @pytest.fixture
-def threads():
-    """Torch's threads, put back afterwards."""
+def machine(monkeypatch):
+    """Torch's threads, put back afterwards, on a machine with as many cores as one says, of which this process may
+    use some."""
     before = torch.get_num_threads()
-    yield
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(cores, *, usable=None):
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable or cores)))
+
+    make(4)
+    yield make
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
-    ("environment", "cores", "expected"),
+    ("environment", "expected"),
     [
-        ({}, 4, 4),
-        ({"LOCAL_WORLD_SIZE": "2"}, 4, 2),
-        ({"LOCAL_SIZE": "2"}, 4, 2),
-        ({"LOCAL_WORLD_SIZE": "4", "LOCAL_SIZE": "2"}, 4, 1),
-        ({"LOCAL_WORLD_SIZE": "3"}, 4, 1),
-        ({"LOCAL_WORLD_SIZE": "8"}, 4, 1),  # more ranks than cores: still one thread
+        ({}, 4),
+        ({"LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"LOCAL_SIZE": "2"}, 2),
+        ({"LOCAL_WORLD_SIZE": "4", "LOCAL_SIZE": "2"}, 1),
+        ({"LOCAL_WORLD_SIZE": "3"}, 1),
+        ({"LOCAL_WORLD_SIZE": "8"}, 1),  # more ranks than cores: still one thread
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, 3),
     ],
 )
-def test_threads_are_an_equal_share_of_the_cores(threads, monkeypatch, environment, cores, expected):
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+def test_threads_are_an_equal_share_of_the_cores_unless_the_environment_says_more(
+    machine, monkeypatch, environment, expected
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert set_threads() == expected
     assert torch.get_num_threads() == expected
 
 
-def test_threads_can_be_asked_for(threads):
+def test_cores_that_the_launcher_bound_to_a_rank_are_not_shared_again(machine, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    machine(8, usable=4)
+    assert set_threads() == 4
+
+
+def test_threads_can_be_asked_for(machine, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert set_threads(3) == 3
     assert torch.get_num_threads() == 3
 
@@ -136,6 +153,29 @@ def test_a_lost_connection_without_a_culprit_is_no_error_of_its_own(fail, words)
     assert "first error" not in err
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_end_removes_this_ranks_shared_memory_and_no_other(fail, monkeypatch, tmp_path, fails):
+    monkeypatch.setenv("MASTER_ADDR", "test-of-launch")
+    monkeypatch.setenv("MASTER_PORT", str(os.getpid()))
+    own, other = (
+        Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_test-of-launch_{os.getpid()}_{rank}")
+        for rank in (1, 2)
+    )
+    try:
+        own.touch()
+        other.touch()
+        if fails:
+            fail(1, ConfigError("x"))
+        else:
+            monkeypatch.setenv("RANK", "1")
+            with running(tmp_path):
+                pass
+        assert (own.exists(), other.exists()) == (False, True)
+    finally:
+        own.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+
+
 def test_an_interrupt_passes_through_without_a_report(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("left the process"))
     with pytest.raises(KeyboardInterrupt), running(tmp_path):
@@ -185,9 +225,10 @@ print("after", dist.is_initialized())
 
 
 def start(output_dir, rank, world_size, body):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(output_dir), str(rank), str(world_size), body],
-        env={**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        env={**environment, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,5 +1,3 @@
-import gc
-import time
 import weakref
 from dataclasses import replace
 
@@ -11,6 +9,7 @@ from recparallel import build_recommender
 from recparallel.models.layer import Layer
 from recparallel.models.layers import DecoderBlock
 from recparallel.plan import Profile
+from recparallel.profiling import layers as layers_module
 from recparallel.profiling.layers import profile_layers
 
 B, L, D, V = 2, 6, 16, 11
@@ -43,21 +42,39 @@ def costs(profile):
     return {layer.name: layer for layer in profile.layers}
 
 
+class Clock:
+    """Stands for the module ``time``: goes on when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that layers are timed with. Tests use powers of two, so sums are exact."""
+    clock = Clock()
+    monkeypatch.setattr(layers_module, "time", clock)
+    return clock
+
+
 class Scale(nn.Module):
-    """One weight; counts how often it is built and run; sleeps."""
+    """One weight; counts how often it is built and run."""
 
     built = ran = 0
 
-    def __init__(self, seconds=0.0):
+    def __init__(self):
         super().__init__()
         type(self).built += 1
-        self.seconds = seconds
         self.weight = nn.Parameter(torch.rand(1))
         self.noise = nn.Dropout(0.5)
 
     def forward(self, x):
         type(self).ran += 1
-        time.sleep(self.seconds)
         return self.noise(x.float()) * self.weight
 
 
@@ -157,25 +174,35 @@ def test_blocks_of_another_kind_of_attention_are_measured_apart():
     assert sliding.model_dump(exclude={"name"}) == same.model_dump(exclude={"name"})
 
 
-def test_the_loss_belongs_to_the_last_layer(scale):
-    def slow_loss(x, labels):
-        time.sleep(0.03)
-        return (x * labels).sum()
+class SlowLoss(torch.autograd.Function):
+    """Takes half a second forward and two backward."""
 
-    profiled = costs(profile_scales([Layer("first", scale), Layer("last", scale)], slow_loss))
-    assert profiled["last"].forward_seconds >= 0.03
-    assert profiled["first"].forward_seconds < 0.03
+    @staticmethod
+    def forward(ctx, x, clock):
+        ctx.clock, ctx.shape = clock, x.shape
+        clock.sleep(0.5)
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.clock.sleep(2.0)
+        return gradient.expand(ctx.shape), None
+
+
+def test_the_loss_belongs_to_the_last_layer(scale, clock):
+    profiled = costs(
+        profile_scales([Layer("first", scale), Layer("last", scale)], lambda x, labels: SlowLoss.apply(x, clock))
+    )
+    assert (profiled["first"].forward_seconds, profiled["first"].backward_seconds) == (0.0, 0.0)
+    assert (profiled["last"].forward_seconds, profiled["last"].backward_seconds) == (0.5, 2.0)
     assert profiled["last"].boundary_bytes == 4  # a loss is one number
 
 
-def test_the_loss_is_measured_even_if_the_last_layer_is_like_others(scale):
-    def slow_loss(x, labels):
-        time.sleep(0.03)
-        return (x * labels).sum()
-
+def test_the_loss_is_measured_even_if_the_last_layer_is_like_others(scale, clock):
     layers = [Layer(f"block {i}", scale, alike="full") for i in range(3)]
-    profiled = profile_scales(layers, slow_loss)
-    assert [layer.forward_seconds >= 0.03 for layer in profiled.layers] == [False, False, True]
+    profiled = profile_scales(layers, lambda x, labels: SlowLoss.apply(x, clock))
+    assert [layer.forward_seconds for layer in profiled.layers] == [0.0, 0.0, 0.5]
+    assert scale.built == 2
 
 
 def test_the_labels_reach_the_loss(scale):
@@ -198,16 +225,37 @@ def test_every_layer_runs_warmup_and_repeats(scale, repeats, warmup):
     assert scale.ran == 2 * (repeats + warmup)
 
 
-def test_the_warmup_is_not_counted_and_the_median_is_taken():
-    waits = iter([0.5, 0.0, 0.5, 0.02])  # warm-up, then three repeats with the median 0.02
+def test_the_warmup_is_not_counted_and_the_median_is_taken(clock):
+    waits = iter([64.0, 0.0, 8.0, 1.0])  # a warm-up, then three repeats
 
     class Waits(Scale):
         def forward(self, x):
-            time.sleep(next(waits))
+            clock.sleep(next(waits))
             return x * self.weight
 
     (cost,) = profile_scales([Layer("only", Waits)], repeats=3, warmup=1).layers
-    assert 0.02 <= cost.forward_seconds < 0.25  # with the warm-up it would be 0.26
+    assert cost.forward_seconds == 1.0
+
+
+def test_forward_and_backward_are_timed_apart(clock):
+    class Waits(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            clock.sleep(1.0)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            clock.sleep(4.0)
+            return gradient
+
+    class Layered(nn.Module):
+        def forward(self, x):
+            return Waits.apply(x)
+
+    profiled = costs(profile_scales([Layer("middle", Layered), Layer("last", Scale)], repeats=3))
+    assert (profiled["middle"].forward_seconds, profiled["middle"].backward_seconds) == (1.0, 4.0)
+    assert (profiled["last"].forward_seconds, profiled["last"].backward_seconds) == (0.0, 0.0)
 
 
 def test_parameters_and_bytes_of_a_known_model():
@@ -292,7 +340,6 @@ def test_layers_are_dropped_after_their_turn(scale):
 
     class Watched(Scale):
         def __init__(self):
-            gc.collect()
             alive.append(sum(ref() is not None for ref in refs))
             super().__init__()
             refs.append(weakref.ref(self))
@@ -301,5 +348,4 @@ def test_layers_are_dropped_after_their_turn(scale):
     profile_scales([Layer(str(i), Watched) for i in range(4)])
     # While a layer is built, the one before it may still be held, not more.
     assert max(alive) <= 1
-    gc.collect()
     assert not any(ref() for ref in refs)

@@ -30,7 +30,7 @@ class Bucket:
 
     def set_buffer(self, tensor: Tensor) -> None:
         """Replace the content of the buffer; N must stay the same."""
-        self.flat.copy_(tensor)
+        self.flat.copy_(tensor.view_as(self.flat))  # copy_ alone would broadcast a smaller one
 
     def index(self) -> int:
         return self.position

@@ -6,6 +6,7 @@ micro-batch at all. So the base is made large, and every number is mixed before 
 """
 
 import torch
+from deepspeed.accelerator import get_accelerator
 
 _MASK = (1 << 64) - 1
 
@@ -16,8 +17,16 @@ def base_seed(seed: int) -> int:
 
 
 def seed_layer(number: int) -> None:
-    """DeepSpeed's ``seed_fn``: seed torch, on all devices, from the number of a layer in a micro-batch."""
-    torch.manual_seed(mix(number))
+    """DeepSpeed's ``seed_fn``: seed the CPU's and the accelerator's generators from the number of a layer in a micro-batch.
+
+    ``torch.manual_seed`` would do, but without a GPU it takes a millisecond and queues a call for every device type it
+    knows, which is never made: memory would grow with every layer of every micro-batch.
+    """
+    seed = mix(number)
+    torch.default_generator.manual_seed(seed)
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.manual_seed_all(seed)
 
 
 def mix(number: int) -> int:

@@ -32,8 +32,8 @@ class PartitionConfig(_Section):
     """
 
     method: str = "profile"
-    repeats: int = Field(default=3, ge=1)
-    warmup: int = Field(default=1, ge=0)
+    repeats: int = Field(default=3, ge=1, strict=True)
+    warmup: int = Field(default=1, ge=0, strict=True)
 
     @field_validator("method")
     @classmethod
@@ -57,7 +57,7 @@ class CompressionConfig(_Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     codec: str = "none"
-    error_feedback: bool = True
+    error_feedback: bool = Field(default=True, strict=True)
 
     @field_validator("codec")
     @classmethod
@@ -81,8 +81,8 @@ class RecParallelConfig(_Section):
         compression: what replicas exchange; leave it out and DeepSpeed's own exchange runs untouched.
     """
 
-    stages: int = Field(default=1, ge=1)
-    seed: int = Field(default=1234, ge=0)
+    stages: int = Field(default=1, ge=1, strict=True)
+    seed: int = Field(default=1234, ge=0, strict=True)
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
 
@@ -199,7 +199,10 @@ def zero_stage(deepspeed_config: dict[str, Any]) -> int:
     Raises:
         ConfigError: it is no stage.
     """
-    stage = (deepspeed_config.get("zero_optimization") or {}).get("stage", 0)
+    zero = deepspeed_config.get("zero_optimization") or {}
+    if not isinstance(zero, dict):
+        raise ConfigError(f"zero_optimization must be a JSON object, got {zero!r}")
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
     return int(stage)

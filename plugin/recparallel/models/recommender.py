@@ -60,7 +60,8 @@ def build_recommender(
         tied: the head scores against the embedding table. With ``num_items=None`` the model's own setting decides.
         loss: name of a registered loss.
         loss_options: keyword arguments of that loss.
-        dropout: of the item vectors, and of every dropout that the family's config has.
+        dropout: of the item vectors, and of every dropout that the family's config has. With ``num_items=None`` the
+            config's own values stay.
         pretrained: load the trunk's weights where ``model`` names a folder or repository that has them.
 
     Raises:

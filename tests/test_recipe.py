@@ -110,7 +110,8 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path, vi
         printed, _ = job.communicate(timeout=60)
         assert job.returncode != 0
         assert time.monotonic() - died < 60
-        assert "return code = -9" in printed
+        # The launcher may notice the victim first, or the survivor that lost it.
+        assert "return code = -9" in printed or "lost a peer" in printed
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)

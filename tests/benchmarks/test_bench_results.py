@@ -61,7 +61,7 @@ def test_the_file_has_the_agreed_form_and_comes_back(tmp_path: Path) -> None:
     )
     results.save(tmp_path / "stock.json")
     content = json.loads((tmp_path / "stock.json").read_text())
-    assert list(content) == ["benchmark", "environment", "rows", "ratios", "bounds"]
+    assert list(content)[:5] == ["benchmark", "environment", "rows", "ratios", "bounds"]
     assert content["rows"][0] == {
         "workload": "head",
         "cluster": "flat",

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.cluster import Change, Cluster, RunResult
 from benchmarks.errors import RunError
 from benchmarks.extension import extension_environment, remove_stale_lock
+from benchmarks.peers.sides import get_side
 from benchmarks.peers.trainer import Job
 
 RankReadings = list[dict[str, Any]]
@@ -58,7 +59,7 @@ def run_jobs(cluster: Cluster, jobs: Sequence[Job], *, seconds_per_job: float = 
         result = cluster.run(
             [sys.executable, "-m", "benchmarks.train_sides", content],
             timeout=60 + seconds_per_job * len(remaining),
-            changes=_open_links_while_building(cluster, len(remaining)),
+            changes=_open_links_while_building(cluster, remaining),
             environment={
                 **extension_environment(),
                 "PYTHONWARNINGS": "ignore",
@@ -84,16 +85,18 @@ def run_jobs(cluster: Cluster, jobs: Sequence[Job], *, seconds_per_job: float = 
     return launched
 
 
-def _open_links_while_building(cluster: Cluster, num_jobs: int) -> list[Change] | None:
-    """No link limit while a side is built and warmed up, the described one while it is measured."""
+def _open_links_while_building(cluster: Cluster, jobs: Sequence[Job]) -> list[Change] | None:
+    """No link limit while a side is built and warmed up, unless it measures links then; the described one while it is
+    measured."""
     if not cluster.emulated:
         return None
     changes = []
-    for index in range(num_jobs):
+    for index, job in enumerate(jobs):
         for node in range(cluster.spec.nodes):
             rate = cluster.spec.limits(node).link_mbit
             if rate is not None:
-                changes.append(Change(at_step=2 * index + 1, node=node, link_mbit=None))
+                building = rate if get_side(job.side).measures else None
+                changes.append(Change(at_step=2 * index + 1, node=node, link_mbit=building))
                 changes.append(Change(at_step=2 * index + 2, node=node, link_mbit=rate))
     return sorted(changes, key=lambda change: change.at_step)
 

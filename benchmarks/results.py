@@ -194,6 +194,15 @@ def spread(control: Ratio) -> float:
     return max(abs(control.min - 1), abs(control.max - 1))
 
 
+SMALLEST = 0.05
+"""The least that a control can show: a few readings may agree by chance, so no wall time below 5 % is a finding."""
+
+
+def noise(control: Ratio) -> float:
+    """What two runs of the same side may differ by: the control's spread, and never less than :data:`SMALLEST`."""
+    return max(spread(control), SMALLEST)
+
+
 def exceeds_noise(ratio: Ratio, control: Ratio) -> bool:
     """Whether a claim may be made of ``ratio``: its median differs from 1 by more than the A/A control ever did."""
     return abs(ratio.median - 1) > spread(control)

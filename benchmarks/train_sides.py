@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ def measure(job: Job, *, phase: int = 1) -> dict[str, Any]:
     Returns:
         ``windows``: for each measured step ``seconds``, ``cpu_seconds``, ``sent_bytes``, ``received_bytes`` and
         ``loopback_bytes``; ``warmup_seconds`` of each step before; ``losses`` of all steps; ``optimizer_cpu_seconds`` of
-        the measured ones, where known; ``peak_memory_bytes`` since before the side was built; ``total_seconds`` with
-        everything.
+        the measured ones, where known; ``extra``, the means of what the side reports of itself in them;
+        ``peak_memory_bytes`` since before the side was built; ``total_seconds`` with everything.
     """
     began = time.monotonic()
     _forget_peak()
@@ -70,6 +71,7 @@ def measure(job: Job, *, phase: int = 1) -> dict[str, Any]:
     trainer = get_side(job.side).build(job, job.spec.recommender())
     losses, updates = [], []
     windows: list[dict[str, Any]] = []
+    extras: list[dict[str, float]] = []
     for number in range(job.warmup + job.steps):
         if number == job.warmup:
             dist.barrier()
@@ -84,6 +86,7 @@ def measure(job: Job, *, phase: int = 1) -> dict[str, Any]:
         losses.append(None if result.loss is None else float(result.loss))
         if result.optimizer_cpu_seconds is not None:
             updates.append(result.optimizer_cpu_seconds)
+        extras.append(result.extra)
     peak = _peak()
     trainer.close()
     del trainer
@@ -93,6 +96,7 @@ def measure(job: Job, *, phase: int = 1) -> dict[str, Any]:
         "warmup_seconds": [window["seconds"] for window in windows[: job.warmup]],
         "optimizer_cpu_seconds": updates[job.warmup :],
         "losses": losses,
+        "extra": {name: fmean(each[name] for each in extras[job.warmup :]) for name in extras[-1]},
         "peak_memory_bytes": peak,
         "total_seconds": time.monotonic() - began,
     }

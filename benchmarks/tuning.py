@@ -23,7 +23,7 @@ ALONE_SPEC = ClusterSpec(name="alone", nodes=1, cpu=1.0)
 ALONE_BATCH = 16
 """Sequences of a step of the process alone."""
 
-LAUNCH_SIZE = 12
+LAUNCH_SIZE = 20
 """Probes of one launch at most: trials come back at its end, and a run that is stopped should not lose many."""
 
 ALONE_CONDITIONS = conditions_of(ALONE_SPEC)

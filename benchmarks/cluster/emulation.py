@@ -18,6 +18,7 @@ from benchmarks.cluster.machine import BackgroundMeter
 from benchmarks.cluster.names import new_name
 from benchmarks.cluster.network import Counters
 from benchmarks.cluster.outcome import NodeResult, RankResult, RunResult
+from benchmarks.cluster.placement import place_on_cores
 from benchmarks.cluster.process import RankProcess
 from benchmarks.cluster.rank_environment import RankFiles, RankPlace, rank_environment
 from benchmarks.cluster.sites import EmulatedSite, LocalSite, Site
@@ -189,6 +190,7 @@ class Cluster:
     ) -> None:
         progress = folder / "progress"
         progress.unlink(missing_ok=True)
+        cores = place_on_cores(spec, sorted(os.sched_getaffinity(0)))
         for place in self.places(self.site.new_port()):
             files = RankFiles(progress, folder / f"rank{place.rank}.json", self.site.usage_file(place.rank))
             files.report.unlink(missing_ok=True)
@@ -200,7 +202,7 @@ class Cluster:
             processes.append(
                 RankProcess.start(
                     place.rank,
-                    self.site.wrap(place.rank, own),
+                    self.site.wrap(place.rank, own, core=cores.get(place.rank)),
                     environment=rank_environment(
                         spec, place, _absolute(files), owner=self.name, base=os.environ, extra=extra
                     ),

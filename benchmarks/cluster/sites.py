@@ -46,8 +46,8 @@ class Site(Protocol):
     def new_port(self) -> int:
         """A port for rank 0 that no former run has used."""
 
-    def wrap(self, rank: int, command: Sequence[str]) -> list[str]:
-        """The command that runs ``command`` as ``rank``, with its limits."""
+    def wrap(self, rank: int, command: Sequence[str], *, core: int | None = None) -> list[str]:
+        """The command that runs ``command`` as ``rank``, with its limits, on one core if given."""
 
     def counters(self, node: int) -> Counters | None:
         """Bytes so far, or ``None``."""
@@ -75,6 +75,7 @@ class EmulatedSite:
         self._name = name
         self._ports = iter(range(_FIRST_PORT, 60_000))
         self._nsenter = shutil.which("nsenter") or "nsenter"
+        self._taskset = shutil.which("taskset")
         self._watchdog: Watchdog | None = None
         missing = missing_rights()
         groups = find_cgroups()
@@ -119,12 +120,13 @@ class EmulatedSite:
         # The namespaces are ours alone; another number each time avoids a port that a former run left waiting.
         return next(self._ports)
 
-    def wrap(self, rank: int, command: Sequence[str]) -> list[str]:
+    def wrap(self, rank: int, command: Sequence[str], *, core: int | None = None) -> list[str]:
         # A shell joins the groups and then becomes the command: no code of ours runs between fork and exec.
         files = self._groups.members(self._group(rank))
         join = "".join(f"echo $$ > {file} || exit 125; " for file in files)
         namespace = f"--net=/run/netns/{self._network.namespace(self._spec.node_of(rank))}"
-        return ["/bin/sh", "-c", f'{join}exec "$@"', "sh", self._nsenter, namespace, "--", *command]
+        bound = [] if core is None or self._taskset is None else [self._taskset, "-c", str(core)]
+        return ["/bin/sh", "-c", f'{join}exec "$@"', "sh", *bound, self._nsenter, namespace, "--", *command]
 
     def counters(self, node: int) -> Counters | None:
         return self._network.counters(node)
@@ -184,7 +186,7 @@ class LocalSite:
             probe.bind(("127.0.0.1", 0))
             return int(probe.getsockname()[1])
 
-    def wrap(self, rank: int, command: Sequence[str]) -> list[str]:
+    def wrap(self, rank: int, command: Sequence[str], *, core: int | None = None) -> list[str]:
         return list(command)
 
     def counters(self, node: int) -> Counters | None:

@@ -12,6 +12,7 @@ from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule, TiedLayer
 
 from benchmarks.batches import micro_batches, num_targets
 from benchmarks.peers.deepspeed_config import config_of, forget_groups, join
+from benchmarks.peers.stage_timer import StageTimer
 from benchmarks.peers.trainer import SEED, Job, StepResult
 from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
@@ -54,6 +55,7 @@ class Pipeline:
             model_parameters=list(module.parameters()),
             config=config_of(job, num_replicas=dist.get_world_size() // num_stages),
         )
+        self._timer = StageTimer(self._engine)
 
     def step(self, number: int) -> StepResult:
         """Train this replica's share of a global batch."""
@@ -67,7 +69,8 @@ class Pipeline:
             num_replicas=replicas,
         )
         self._loss.targets_per_micro_batch = num_targets(spec, number) / (len(micro) * replicas)
-        return StepResult(self._engine.train_batch(iter(micro)))
+        loss = self._engine.train_batch(iter(micro))
+        return StepResult(loss, extra={"stage_seconds": self._timer.take()})
 
     def close(self) -> None:
         """Drop hooks and groups."""

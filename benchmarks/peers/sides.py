@@ -33,6 +33,7 @@ class Side:
         stages: of the pipeline; 0 is one for each rank.
         updated_once: each weight is updated by one rank only, although there are replicas.
         settles: steps that it needs before its steady state, beside the warm-up of every side.
+        measures: it measures links while it is built, so they keep their limit meanwhile.
         workloads: those it is for; empty means all.
     """
 
@@ -44,6 +45,7 @@ class Side:
     stages: int = 1
     updated_once: bool = False
     settles: int = 0
+    measures: bool = False
     workloads: tuple[str, ...] = ()
 
     def build(self, job: Job, recommender: "Recommender") -> Trainer:
@@ -86,6 +88,22 @@ ALONE = {
 
 BASE = "ds dp"
 
+_OURS = {
+    side.name: side
+    for side in (
+        Side(
+            "recparallel",
+            "recparallel_pipeline",
+            PIPELINE,
+            "main",
+            {"method": "simulated_any_order"},
+            stages=0,
+            measures=True,
+        ),
+    )
+}
+"""Sides of ours; not among the stock ones, but found by name."""
+
 SIDES: dict[str, Side] = {
     side.name: side
     for side in (
@@ -123,17 +141,15 @@ SIDES: dict[str, Side] = {
 
 
 def get_side(name: str) -> Side:
-    """The side of this name, the ones of :data:`ALONE` too.
+    """The side of this name, ours and those of :data:`ALONE` too.
 
     Raises:
         UnknownNameError: there is none; the message lists those that exist and the nearest.
     """
-    for side in ALONE.values():
-        if side.name == name:
-            return side
-    if name not in SIDES:
+    known = {**SIDES, **_OURS, **{side.name: side for side in ALONE.values()}}
+    if name not in known:
         raise UnknownNameError("side", name, SIDES, where="benchmarks.peers.sides")
-    return SIDES[name]
+    return known[name]
 
 
 def sides_for(workload: Workload) -> tuple[Side, ...]:

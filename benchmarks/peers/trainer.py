@@ -75,6 +75,7 @@ class StepResult:
     Attributes:
         loss: of the global batch where this rank knows it, of its own share otherwise; ``None`` where it knows none.
         optimizer_cpu_seconds: of the update alone, where a peer measures it.
+        extra: what a side tells of itself on this rank, the same names in every step.
     """
 
     loss: "torch.Tensor | None"

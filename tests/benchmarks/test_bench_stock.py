@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import stock, tuning
+from benchmarks import stock, study, tuning
 from benchmarks.choices import Choices, Trial, conditions_of
 from benchmarks.cluster import Cluster, ClusterSpec
 from benchmarks.clusters import CLUSTERS
@@ -20,8 +20,8 @@ from benchmarks.options import Options
 from benchmarks.peers.sides import BASE, sides_for
 from benchmarks.peers.trainer import Job, Setting
 from benchmarks.results import Results
-from benchmarks.stock_metrics import RATE, metrics_of
-from benchmarks.stock_tables import BEGIN, END, write_between_markers
+from benchmarks.study_metrics import RATE, metrics_of
+from benchmarks.study_tables import markers, write_between_markers
 from benchmarks.workloads import WORKLOADS
 from recparallel.errors import ConfigError
 
@@ -65,15 +65,15 @@ class FakeLaunches:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeLaunches:
     @contextmanager
-    def enter(run: stock.Run, spec: ClusterSpec) -> Iterator[None]:
+    def enter(run: study.Run, spec: ClusterSpec) -> Iterator[None]:
         yield None
 
     launches = FakeLaunches()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stock, "run_jobs", launches)
+    monkeypatch.setattr(study, "run_jobs", launches)
     monkeypatch.setattr(tuning, "run_jobs", launches)
-    monkeypatch.setattr(stock.Run, "enter", enter)
-    monkeypatch.setattr(stock, "compile_extension", lambda: None)
+    monkeypatch.setattr(study.Run, "enter", enter)
+    monkeypatch.setattr(study, "compile_extension", lambda: None)
     return launches
 
 
@@ -85,7 +85,8 @@ def test_results_have_every_side_the_control_bounds_and_the_crash(fake: FakeLaun
     path = tmp_path / "docs" / "results" / "stock.json"
     (tmp_path / "docs").mkdir()
     document = tmp_path / "docs" / "benchmarks.md"
-    document.write_text(f"# Benchmarks\n{BEGIN}\nold\n{END}\nend\n")
+    begin, end = markers("stock")
+    document.write_text(f"# Benchmarks\n{begin}\nold\n{end}\nend\n")
     assert stock.run(_options(path)) == 0
     results = Results.load(path)
     names = {side.name for side in sides_for(WORKLOADS["head"])}
@@ -105,8 +106,8 @@ def test_results_have_every_side_the_control_bounds_and_the_crash(fake: FakeLaun
     assert path.with_name("stock-head-flat.png").read_bytes().startswith(b"\x89PNG")
     text = document.read_text()
     assert "old" not in text
-    assert "| ds pp uniform | did not run: RuntimeError: no pipeline today |" in text
-    assert text.endswith(f"{END}\nend\n")
+    assert "- ds pp uniform did not run: RuntimeError: no pipeline today" in text
+    assert text.endswith(f"{end}\nend\n")
 
 
 def test_a_run_goes_on_where_it_stopped_and_probes_nothing_twice(fake: FakeLaunches, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_ranks_of_a_node_share_its_bytes() -> None:
 def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.md").write_text("nothing")
     with pytest.raises(ConfigError, match="begin"):
-        write_between_markers(tmp_path / "x.md", "table")
+        write_between_markers(tmp_path / "x.md", "table", name="stock")
 
 
 def test_two_sides_on_two_ranks_agree_in_loss_and_a_crash_between_is_recorded() -> None:

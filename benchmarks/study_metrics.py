@@ -1,6 +1,6 @@
 """From the readings of the ranks to the metrics of a side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -31,8 +31,18 @@ def received(rank: int) -> str:
     return f"received_bytes_rank{rank}"
 
 
-def units_of(spec: ClusterSpec) -> dict[str, str]:
-    """All metrics and their units."""
+def extra(name: str, rank: int) -> str:
+    """Name of the metric: what a side reported of itself on a rank."""
+    return f"{name}_rank{rank}"
+
+
+def units_of(spec: ClusterSpec, extras: Mapping[str, str] | None = None) -> dict[str, str]:
+    """All metrics and their units.
+
+    Args:
+        spec: the cluster.
+        extras: units of what sides report of themselves, by name.
+    """
     units = {
         RATE: "sequences/s",
         "seconds_per_step": "s",
@@ -43,6 +53,7 @@ def units_of(spec: ClusterSpec) -> dict[str, str]:
     }
     for rank in range(spec.world_size):
         units |= {busy(rank): "share of its quota", sent(rank): "bytes/step", received(rank): "bytes/step"}
+        units |= {extra(name, rank): unit for name, unit in (extras or {}).items()}
     return units
 
 
@@ -68,6 +79,8 @@ def metrics_of(
     losses = [reading["losses"][-1] for reading in readings if reading["losses"][-1] is not None]
     if losses:
         metrics[LOSS] = fmean(losses)
+    for rank, reading in enumerate(readings):
+        metrics |= {extra(name, rank): value for name, value in reading.get("extra", {}).items()}
     for rank, window in enumerate(used):
         quota = spec.limits(spec.node_of(rank)).cpu
         if quota is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.interleave import control_name
 from benchmarks.results import Results, spread
-from benchmarks.stock_metrics import RATE, busy
+from benchmarks.study_metrics import RATE, busy
 from recparallel.errors import ConfigError
 
 

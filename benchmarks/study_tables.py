@@ -1,4 +1,4 @@
-"""The results as tables: on the terminal, and in a document between two markers."""
+"""The results of a study as tables: on the terminal, and in a document between two markers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,9 @@ from rich.table import Table
 from benchmarks.interleave import control_name
 from benchmarks.output import console
 from benchmarks.results import Ratio, Results, Row, exceeds_noise, spread
-from benchmarks.stock_metrics import CPU, LOSS, PEAK, RATE, busy, sent
+from benchmarks.study_metrics import CPU, LOSS, PEAK, RATE, busy, sent
 from recparallel.errors import ConfigError
 
-BEGIN = "<!-- results of stock: begin -->"
-END = "<!-- results of stock: end -->"
 _SMALL = 0.05
 COLUMNS = (
     "side",
@@ -38,13 +36,16 @@ class Line:
 
 
 def lines_of(results: Results, workload: str, cluster: str, *, base: str) -> list[Line]:
-    """A line for each side, the fastest first, those that did not run last."""
+    """A line for each side that was measured, the fastest first."""
     own = [row for row in results.rows if (row.workload, row.cluster) == (workload, cluster)]
     rates = sorted((row for row in own if row.metric == RATE), key=lambda row: -row.median)
-    lines = [Line(_cells(results, own, rate, base=base)) for rate in rates]
+    return [Line(_cells(results, own, rate, base=base)) for rate in rates]
+
+
+def failures_of(results: Results, workload: str, cluster: str) -> list[str]:
+    """A sentence for each side that did not run, or not to the end."""
     failed = [f for f in results.failures if (f.workload, f.cluster) == (workload, cluster)]
-    rest = [""] * (len(COLUMNS) - 2)
-    return [*lines, *(Line((f.side, f"did not run: {f.reason}", *rest)) for f in failed)]
+    return [f"{f.side} did not run: {f.reason}" for f in failed]
 
 
 def print_table(results: Results, workload: str, cluster: str, *, base: str) -> None:
@@ -55,6 +56,8 @@ def print_table(results: Results, workload: str, cluster: str, *, base: str) -> 
     for line in lines_of(results, workload, cluster, base=base):
         table.add_row(*line.cells)
     console.print(table)
+    for sentence in failures_of(results, workload, cluster):
+        console.print(sentence, markup=False)
     console.print(_summary(results, workload, cluster, base=base) + "\n", markup=False)
 
 
@@ -73,21 +76,29 @@ def markdown_tables(results: Results, *, base: str) -> str:
             tuple(_escape(cell) for cell in line.cells) for line in lines_of(results, workload, cluster, base=base)
         ]
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        if failed := failures_of(results, workload, cluster):
+            parts.append("\n".join(f"- {_escape(sentence)}" for sentence in failed))
     return "\n\n".join(parts)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a document.
+def markers(name: str) -> tuple[str, str]:
+    """The lines of a document between which the tables of a benchmark stand."""
+    return f"<!-- results of {name}: begin -->", f"<!-- results of {name}: end -->"
+
+
+def write_between_markers(path: Path, text: str, *, name: str) -> None:
+    """Replace what stands between the markers of a benchmark in a document.
 
     Raises:
         ConfigError: the document lacks one.
     """
     content = path.read_text()
-    if BEGIN not in content or END not in content:
-        raise ConfigError(f"{path}: needs the lines {BEGIN!r} and {END!r}, between which the tables go")
-    before, rest = content.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    begin, end = markers(name)
+    if begin not in content or end not in content:
+        raise ConfigError(f"{path}: needs the lines {begin!r} and {end!r}, between which the tables go")
+    before, rest = content.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def verdict(results: Results, rate: Row, *, base: str) -> str:

@@ -8,7 +8,7 @@ from benchmarks.cluster import ClusterSpec
 from benchmarks.peers.sides import ALONE, Side
 from benchmarks.peers.trainer import Setting
 from benchmarks.results import Bound, Row
-from benchmarks.stock_metrics import RATE, received, sent
+from benchmarks.study_metrics import RATE, received, sent
 from benchmarks.tuning import ALONE_BATCH
 from benchmarks.workloads import Workload
 

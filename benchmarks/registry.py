@@ -21,6 +21,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             "selfcheck", "benchmarks.selfcheck", "link rate, all-reduce and CPU share against what is configured"
         ),
         Benchmark("stock", "benchmarks.stock", "stock DeepSpeed and torch DDP, side by side: what a hybrid must beat"),
+        Benchmark(
+            "partition", "benchmarks.partition", "cuts by measured cost against DeepSpeed's own, and what was predicted"
+        ),
     )
 }
 

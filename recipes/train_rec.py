@@ -192,9 +192,8 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             stack.enter_context(events.subscribe(losses))
         summary = StepSummary()
         stack.enter_context(events.subscribe(summary))
-        seconds, sequences = fit(
-            engine, loader, split, arguments, total_steps, max_length, checkpoints, tracker, summary
-        )
+        fit = Fit(engine, loader, split, train_args, max_length, checkpoints, tracker, summary)
+        seconds, sequences = fit.run(total_steps)
         save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
         metrics = evaluate(engine, split, "test", max_length)
         popularity = evaluate_popularity(split, "test", max_length=max_length)
@@ -268,51 +267,64 @@ def complete_config(
     )
 
 
-def fit(
-    engine: Any,
-    loader: Any,
-    split: Split,
-    arguments: Arguments,
-    total_steps: int,
-    max_length: int,
-    checkpoints: Path,
-    tracker: Any,
-    summary: StepSummary,
-) -> tuple[float, int]:
-    """Train up to ``total_steps``. Returns the seconds spent in training steps and the sequences trained in them."""
-    train_args = arguments[2]
-    seconds, sequences = 0.0, 0
-    with tqdm(
-        total=total_steps, initial=engine.global_steps, desc="train", unit="step", mininterval=0.5, disable=RANK != 0
-    ) as bar:
-        while engine.global_steps < total_steps:
-            for micro_batches in loader:
-                start = time.perf_counter()
-                loss = engine.train_batch(iter(micro_batches))
-                seconds += time.perf_counter() - start
-                sequences += engine.train_batch_size()
-                bar.update()
-                bar.set_postfix(epoch=loader.sampler.epoch, loss=f"{loss.item():.4f}")
-                if engine.global_steps % train_args.logging_steps == 0:
-                    ranks = summary.gather()
-                    if tracker is not None:
-                        tracker.log_ranks(ranks, step=engine.global_steps)
-                if train_args.save_steps and engine.global_steps % train_args.save_steps == 0:
-                    save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
-                if engine.global_steps >= total_steps:
-                    break
-            if (
-                train_args.eval_epochs
-                and loader.sampler.epoch % train_args.eval_epochs == 0
-                and engine.global_steps < total_steps
-            ):
-                metrics = evaluate(engine, split, "valid", max_length)
-                if RANK == 0:
-                    epoch = loader.sampler.epoch
-                    bar.write(f"epoch {epoch}: valid HR@10 {metrics['HR@10']:.4f}  NDCG@10 {metrics['NDCG@10']:.4f}")
-                if tracker is not None:
-                    tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=engine.global_steps)
-    return seconds, sequences
+@dataclass
+class Fit:
+    """The training loop, and what it needs."""
+
+    engine: Any
+    loader: Any
+    split: Split
+    settings: TrainingArguments
+    max_length: int
+    checkpoints: Path
+    tracker: Any
+    summary: StepSummary
+
+    def run(self, total_steps: int) -> tuple[float, int]:
+        """Train up to ``total_steps``. Returns the seconds spent in training steps and the sequences trained in them."""
+        engine, sampler = self.engine, self.loader.sampler
+        seconds, sequences = 0.0, 0
+        bar = tqdm(
+            total=total_steps,
+            initial=engine.global_steps,
+            desc="train",
+            unit="step",
+            mininterval=0.5,
+            disable=RANK != 0,
+        )
+        with bar:
+            while engine.global_steps < total_steps:
+                for micro_batches in self.loader:
+                    start = time.perf_counter()
+                    loss = engine.train_batch(iter(micro_batches))
+                    seconds += time.perf_counter() - start
+                    sequences += engine.train_batch_size()
+                    bar.update()
+                    bar.set_postfix(epoch=sampler.epoch, loss=f"{loss.item():.4f}")
+                    self._after_step()
+                    if engine.global_steps >= total_steps:
+                        break
+                every = self.settings.eval_epochs
+                if every and sampler.epoch % every == 0 and engine.global_steps < total_steps:
+                    self._validate(bar)
+        return seconds, sequences
+
+    def _after_step(self) -> None:
+        step = self.engine.global_steps
+        if step % self.settings.logging_steps == 0:
+            ranks = self.summary.gather()
+            if self.tracker is not None:
+                self.tracker.log_ranks(ranks, step=step)
+        if self.settings.save_steps and step % self.settings.save_steps == 0:
+            save_checkpoint(self.engine, self.checkpoints, sampler=self.loader.sampler.state_dict())
+
+    def _validate(self, bar: Any) -> None:
+        metrics = evaluate(self.engine, self.split, "valid", self.max_length)
+        if RANK == 0:
+            epoch = self.loader.sampler.epoch
+            bar.write(f"epoch {epoch}: valid HR@10 {metrics['HR@10']:.4f}  NDCG@10 {metrics['NDCG@10']:.4f}")
+        if self.tracker is not None:
+            self.tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=self.engine.global_steps)
 
 
 def evaluate(engine: Any, split: Split, which: str, max_length: int) -> dict[str, float]:

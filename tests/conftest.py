@@ -1,6 +1,8 @@
 """Shared fixtures: worker pools by world size."""
 
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,10 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from distributed import Pool
+
+# Profiles that tests measure are not those of the person who runs them.
+_caches = tempfile.TemporaryDirectory(prefix="caches-")
+os.environ["RECPARALLEL_CACHE"] = _caches.name
 
 # A loaded machine is no defect: no deadlines, and slow generation is none either.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,6 +9,7 @@ import pytest
 
 from recparallel import registry
 from recparallel.errors import ConfigError, UnknownNameError
+from recparallel.plan import Partition
 from recparallel.registry import Registry
 
 REGISTRIES = {
@@ -149,7 +150,9 @@ def test_every_partitioner_is_registered():
         f"{module.__name__}:{name}"
         for module in _modules("recparallel.partitioning")
         for name, function in inspect.getmembers(module, inspect.isfunction)
-        if list(inspect.signature(function).parameters) == ["profile", "stages"] and not name.startswith("_")
+        if list(inspect.signature(function).parameters) == ["profile", "stages"]
+        and inspect.signature(function).return_annotation is Partition
+        and function.__module__ == module.__name__
     }
     assert defined
     assert defined <= set(registry.PARTITIONERS.values())

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recparallel import registry
 from recparallel.errors import ConfigError, UnknownNameError
@@ -27,13 +27,20 @@ class _Section(BaseModel):
 class PartitionConfig(_Section):
     """How layers are cut into stages.
 
-    ``method`` is a registered partitioner or one of DeepSpeed's own; ``repeats`` and ``warmup`` are timed and untimed
-    passes per layer for methods that measure.
+    Attributes:
+        method: a registered partitioner, or one of DeepSpeed's own.
+        repeats, warmup: timed and untimed passes per layer, for methods that measure.
+        cache: keep what was measured, and measure nothing at the next start with the same model, shapes and machines.
+        profile: path of a profile to use instead of measuring.
+        memory_gib: limit of every device. Without it, accelerators have what is free on them, CPUs no limit.
     """
 
     method: str = "profile"
     repeats: int = Field(default=3, ge=1, strict=True)
     warmup: int = Field(default=1, ge=0, strict=True)
+    cache: bool = Field(default=True, strict=True)
+    profile: str | None = None
+    memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("method")
     @classmethod
@@ -41,6 +48,16 @@ class PartitionConfig(_Section):
         if method.lower().startswith("type:") or method.lower() in DEEPSPEED_METHODS or method in registry.partitioners:
             return method
         raise UnknownNameError("partition method", method, [*registry.partitioners, *DEEPSPEED_METHODS])
+
+    @model_validator(mode="after")
+    def _used(self) -> "PartitionConfig":
+        given = [key for key in ("profile", "memory_gib") if getattr(self, key) is not None]
+        if given and not self.measured:
+            raise ValueError(
+                f"{' and '.join(given)} beside method {self.method!r}, which measures nothing; allowed with "
+                f"{', '.join(registry.partitioners)}"
+            )
+        return self
 
     @property
     def measured(self) -> bool:

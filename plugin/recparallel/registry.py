@@ -14,6 +14,9 @@ from recparallel.errors import UnknownNameError
 
 PARTITIONERS = {
     "profile": "recparallel.partitioning.bottleneck:minimize_bottleneck",
+    "profile_any_order": "recparallel.partitioning.device_order:minimize_bottleneck_any_order",
+    "simulated": "recparallel.partitioning.step_time:minimize_step",
+    "simulated_any_order": "recparallel.partitioning.device_order:minimize_step_any_order",
 }
 
 CODECS = {

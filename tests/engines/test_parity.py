@@ -147,3 +147,134 @@ def disagreeing_ranks():
 
 def test_ranks_that_disagree_on_the_cut_all_stop(pools):
     assert all("rank 0 has [0, 5, 6], rank 1 has [0, 1, 6]" in message for message in pools[2].run(disagreeing_ranks))
+
+
+def one_rank_without_a_cut():
+    """A profile that only fits into memory on rank 0: rank 1 has no cut, and both must stop."""
+    import torch.distributed as dist
+
+    import recparallel
+    from recparallel.errors import PartitionError
+    from recparallel.plan import Device, LayerCost, Profile
+
+    layers = tuple(LayerCost(name=str(i), forward_seconds=1, backward_seconds=1, parameter_bytes=100) for i in range(6))
+    devices = (Device(memory_bytes=10_000 if dist.get_rank() == 0 else 10),) * 2
+    profile = Profile(layers=layers, micro_batch=1, sequence_length=1, devices=devices)
+    run = Run(partition="profile")
+    try:
+        recparallel.initialize(model=recommender(run), config=deepspeed_config(run, 1), profile=profile)
+    except PartitionError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_rank_that_finds_no_cut_stops_all(pools):
+    assert all("no cut into 2 stages fits" in message for message in pools[2].run(one_rank_without_a_cut))
+
+
+def in_device_order(run, order, bounds):
+    """Losses where stage ``s`` runs on rank group ``order[s]``, and the stage of this rank."""
+    import torch.distributed as dist
+
+    import recparallel
+
+    engine, *_ = recparallel.initialize(
+        model=recommender(run),
+        config=deepspeed_config(run, dist.get_world_size() // run.stages),
+        partition=recparallel.Partition(bounds=bounds, method="by hand", device_order=order),
+    )
+    return engine.module.stage_id, train(engine, run)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize(
+    ("world_size", "bounds", "order"),
+    [(4, (0, 1, 3, 4, 6), (2, 0, 3, 1)), (4, (0, 2, 6), (1, 0)), (2, (0, 5, 6), (1, 0))],
+)
+def test_on_devices_in_another_order_losses_are_those_of_one_process(pools, world_size, bounds, order, zero):
+    """The tied table begins with its first stage's weights, though that is not the lowest rank."""
+    run = Run(stages=len(order), zero=zero, dropout=0.3, steps=8)
+    answers = pools[world_size].run(in_device_order, run=run, order=order, bounds=bounds)
+    replicas = world_size // len(order)
+    assert [stage for stage, _ in answers] == [order.index(rank // replicas) for rank in range(world_size)]
+    expected = reference(run)
+    for _, losses in answers:
+        assert losses == pytest.approx(expected, rel=RTOL)
+
+
+def with_profile_file(path):
+    import recparallel
+    from recparallel.errors import PartitionError
+
+    run = Run()
+    config = deepspeed_config(run, 1)
+    config["recparallel"]["partition"] = {"method": "simulated", "profile": path}
+    try:
+        engine, *_ = recparallel.initialize(model=recommender(run), config=config, sample=global_batches(1)[0][0])
+    except PartitionError as error:
+        return str(error)
+    return engine.module.partition
+
+
+def write_profile(path, names, **options):
+    from recparallel.plan import LayerCost, Profile
+
+    layers = tuple(LayerCost(name=n, forward_seconds=1, backward_seconds=1) for n in names)
+    path.write_text(Profile(layers=layers, **{"micro_batch": 2, "sequence_length": 12, **options}).model_dump_json())
+    return str(path)
+
+
+NAMES = ["embedding", "blocks.0", "blocks.1", "blocks.2", "norm", "head"]
+
+
+def test_a_profile_from_a_file_is_cut_as_the_command_line_cuts_it(pools, tmp_path):
+    from recparallel.partitioning.step_time import minimize_step
+    from recparallel.profiling.files import read_profile
+
+    path = write_profile(tmp_path / "profile.json", NAMES)
+    cuts = pools[2].run(with_profile_file, path=path)
+    assert cuts[0] == cuts[1]
+    profile = read_profile(path).model_copy(update={"num_micro_batches": 4})
+    assert cuts[0] == minimize_step(profile, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (
+            NAMES[:-1],
+            {},
+            "is of another model: it has 5 layers, this model 6; the first that differs is number 5: nothing there",
+        ),
+        (["tokens", *NAMES[1:]], {}, "number 0: tokens there, embedding here"),
+        (NAMES, {"micro_batch": 4}, "says nothing of micro-batch 2 × length 12; measured are 4 × 12"),
+    ],
+)
+def test_a_profile_of_another_model_is_refused_on_every_rank(pools, tmp_path, names, options, said):
+    path = write_profile(tmp_path / "profile.json", names, **options)
+    assert all(said in message for message in pools[2].run(with_profile_file, path=path))
+
+
+def test_a_profile_file_that_is_missing_is_refused_on_every_rank(pools, tmp_path):
+    said = pools[2].run(with_profile_file, path=str(tmp_path / "none.json"))
+    assert all("none.json: No such file" in message for message in said)
+
+
+def start_seconds(run):
+    """How long the second start takes where the first one has measured."""
+    from recparallel.profiling import ranks
+
+    make_engine(run)
+    original, measured = ranks.measure_layers, []
+    ranks.measure_layers = lambda *args, **kwargs: (measured.append(1), original(*args, **kwargs))[1]
+    try:
+        engine = make_engine(run)
+    finally:
+        ranks.measure_layers = original
+    return measured, engine.module.partition.bounds
+
+
+def test_a_second_start_measures_nothing(pools):
+    (first, cut), (second, same) = pools[2].run(start_seconds, run=Run(partition="simulated_any_order"))
+    assert first == second == []
+    assert cut == same

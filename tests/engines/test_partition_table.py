@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from recparallel.engines.partition_table import partition_table, print_partition
+from recparallel.engines.partition_table import partition_notes, partition_table, print_partition
 from recparallel.plan import LayerCost, Partition, Profile
 
 NAMES = ["embedding", "blocks.0", "blocks.1", "norm", "head"]
@@ -62,9 +62,11 @@ def test_every_row_is_printed_whole_even_into_a_narrow_log(capsys, monkeypatch, 
         assert cell in row
 
 
-def test_the_printed_table_is_the_table(capsys):
+def test_the_printed_table_is_the_table_with_its_notes(capsys):
     console = Console(width=100)
     with console.capture() as captured:
         console.print(partition_table(CUT, NAMES, PROFILE))
+        for note in partition_notes(CUT, PROFILE):
+            console.print(note)
     print_partition(CUT, NAMES, PROFILE)
     assert capsys.readouterr().out.split() == captured.get().split()

@@ -26,14 +26,11 @@ OWN_ATTRIBUTES = {
     "_before",
     # RecommenderPipeline, beside what it overrides
     "_layers",
-    "_loss",
-    "_config",
-    "_sample",
-    "_fixed",
-    "_dtype",
-    "_measure",
-    "_profile_here",
+    "_chosen",
+    "_solve",
+    "_topology",
     "_agree",
+    "_check",
     # StepSummary
     "_sums",
     "_steps",

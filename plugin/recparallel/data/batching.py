@@ -14,12 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recparallel.data.histories import PADDING
+from recparallel.data.markers import IGNORE, PADDING
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.errors import ConfigError, DataError
-
-IGNORED = -100
-"""The label of a position without a target, as torch's cross entropy has it."""
 
 
 def collate_windows(rows: Sequence[list[int] | None], *, max_length: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +99,7 @@ class _Windows:
         at_BL = self._starts[index][:, None] + self._positions
         real_BL = self._positions < self._num_transitions[index][:, None]
         inputs_BL = np.where(real_BL, self._items[at_BL], PADDING)
-        labels_BL = np.where(real_BL, self._items[at_BL + 1], IGNORED)
+        labels_BL = np.where(real_BL, self._items[at_BL + 1], IGNORE)
         return torch.from_numpy(inputs_BL), torch.from_numpy(labels_BL)
 
 

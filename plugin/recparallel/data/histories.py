@@ -12,9 +12,6 @@ from recparallel.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-PADDING = 0
-"""The item number that stands for no item."""
-
 
 @dataclass(frozen=True)
 class Histories:

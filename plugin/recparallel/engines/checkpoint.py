@@ -105,7 +105,11 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
 def _check_plan(own: ParallelPlan, stored: ParallelPlan, source: Path) -> None:
     keys = ("pipeline", "tensor", "data", "zero_stage", "dtype", "compression")
     compared = [(key, getattr(stored, key), getattr(own, key)) for key in keys]
-    _refuse_differences(source, [*compared, ("cut", list(stored.partition.bounds), list(own.partition.bounds))])
+    cuts = [
+        (name, list(getattr(stored.partition, key)), list(getattr(own.partition, key)))
+        for name, key in (("cut", "bounds"), ("order of devices", "device_order"))
+    ]
+    _refuse_differences(source, [*compared, *cuts])
 
 
 def _refuse_differences(source: Path, compared: list[tuple[str, Any, Any]]) -> None:

@@ -23,6 +23,7 @@ from recparallel.config import (
     parse_config,
     precision,
     read_deepspeed_config,
+    zero_stage,
 )
 from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
@@ -146,6 +147,8 @@ def initialize(
         seed=section.seed,
         dtype=getattr(torch, precision(deepspeed_config)),
         sample=sample,
+        num_micro_batches=_num_micro_batches(deepspeed_config, section),
+        optimizer_shares=_world_size() // section.stages if zero_stage(deepspeed_config) else 1,
         profile=profile,
         fixed=partition,
     )
@@ -282,6 +285,18 @@ def _micro_batch(deepspeed_config: dict[str, Any], section: RecParallelConfig) -
     return int(deepspeed_config["train_batch_size"]) // (
         replicas * int(deepspeed_config.get("gradient_accumulation_steps") or 1)
     )
+
+
+def _num_micro_batches(deepspeed_config: dict[str, Any], section: RecParallelConfig) -> int:
+    """Of a step, in each replica."""
+    accumulation = deepspeed_config.get("gradient_accumulation_steps")
+    if accumulation:
+        return int(accumulation)
+    total = deepspeed_config.get("train_batch_size")
+    if not total:
+        return 1
+    replicas = _world_size() // section.stages
+    return max(1, int(total) // (replicas * _micro_batch(deepspeed_config, section)))
 
 
 def _world_size() -> int:

@@ -56,7 +56,7 @@ def _ties(engine: Any) -> dict[int, _Tie]:
     """Ties that span more than one stage, by ``id`` of the weight."""
     module = engine.module
     return {
-        id(weight): _Tie(weight, comm["group"], min(comm["ranks"]))
+        id(weight): _Tie(weight, comm["group"], comm["ranks"][0])
         for _, comm in sorted(getattr(module, "tied_comms", {}).items())
         for attribute in comm["weight_attr"]
         if len(comm["ranks"]) > 1

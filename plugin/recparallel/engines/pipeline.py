@@ -1,24 +1,23 @@
 """A DeepSpeed ``PipelineModule`` made from a recommender's layers, cut by any registered partitioner."""
 
-import logging
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 
 from recparallel import registry
 from recparallel.config import PartitionConfig
+from recparallel.engines.device_order import topology_in_order
+from recparallel.engines.measured_profile import obtain_profile
 from recparallel.engines.partition_table import print_partition
 from recparallel.engines.seeding import base_seed, seed_layer
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.plan import Partition, Profile
-from recparallel.profiling.layers import profile_layers
-
-logger = logging.getLogger(__name__)
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 
@@ -28,11 +27,13 @@ class RecommenderPipeline(PipelineModule):
 
     Every layer draws its initial weights, and in every micro-batch its dropout, from a seed of its own (DeepSpeed's
     ``seed_layers``). The engine moves ``micro_offset`` so that this seed counts the micro-batches of the whole job:
-    results do not depend on where the cuts are, nor on how many replicas share a global batch.
+    results do not depend on where the cuts are, on which rank a stage runs, nor on how many replicas share a global batch.
 
     Args:
         dtype: of the weights that will be trained; layers are timed in it.
-        sample: one micro-batch, for partitioners that measure. Timed on rank 0.
+        sample: one micro-batch, for partitioners that measure; timed by all ranks.
+        num_micro_batches: of a step, in each replica.
+        optimizer_shares: replicas among which the optimizer's state is divided (ZeRO-1).
         profile: use this profile instead of measuring.
         fixed: use this cut, whatever the method; a run that resumes needs the one it was stored with.
 
@@ -52,21 +53,33 @@ class RecommenderPipeline(PipelineModule):
         seed: int = 1234,
         dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
+        num_micro_batches: int | None = None,
+        optimizer_shares: int = 1,
         profile: Profile | None = None,
         fixed: Partition | None = None,
         **pipeline_options: Any,
     ) -> None:
         self._layers = recommender.layers
-        self._loss = recommender.loss_fn
-        self._config = partition
-        self._dtype = dtype
-        self._sample = sample
-        self._fixed = fixed
         self.profile = profile
+        if fixed is None and partition.measured and num_stages == 1:
+            fixed = Partition(bounds=(0, len(recommender.layers)), method=partition.method)  # nothing to cut or measure
+        if fixed is None and partition.measured:
+            self.profile = obtain_profile(
+                recommender,
+                partition,
+                given=profile,
+                sample=sample,
+                device=get_accelerator().current_device_name(),
+                dtype=dtype,
+                num_micro_batches=num_micro_batches,
+                optimizer_shares=optimizer_shares,
+            )
+            fixed = self._solve(partition.method, num_stages)
+        self._chosen = fixed
         self.partition: Partition
         super().__init__(
             layers=[_spec(layer) for layer in recommender.layers],
-            num_stages=num_stages,
+            topology=self._topology(num_stages),
             loss_fn=recommender.loss_fn,
             seed_layers=True,
             seed_fn=seed_layer,
@@ -76,15 +89,35 @@ class RecommenderPipeline(PipelineModule):
         )
         self.recommender = recommender
 
+    def _solve(self, method: str, num_stages: int) -> Partition:
+        """The registered method's cut, or its error on every rank, also where only one rank's profile has none."""
+        answer: Partition | Exception
+        try:
+            answer = registry.partitioners.load(method)(self.profile, num_stages)
+        except Exception as error:  # the others wait for an answer
+            answer = error if isinstance(error, RecParallelError) else PartitionError(f"method {method!r}: {error!r}")
+        failed: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(failed, str(answer) if isinstance(answer, Exception) else None)
+        if isinstance(answer, Exception):
+            raise answer
+        if others := [f"rank {rank}: {reason}" for rank, reason in enumerate(failed) if reason is not None]:
+            raise PartitionError(others[0])
+        return answer
+
+    def _topology(self, num_stages: int) -> PipeDataParallelTopology:
+        """Where each stage runs. Ranks must agree on it before they make their groups by it."""
+        partition = self._chosen
+        order = () if partition is None else partition.device_order
+        self._agree(None if partition is None else (partition.bounds, order))
+        if partition is not None:
+            self._check(partition, num_stages)
+        return topology_in_order(stages=num_stages, replicas=dist.get_world_size() // num_stages, order=order)
+
     def _partition_layers(self, method: str = "uniform") -> None:
         """Called by DeepSpeed while it builds. Its own methods go to it; ours, it would answer with
         NotImplementedError."""
-        if self._fixed is not None:
-            partition = self._fixed
-        elif method in registry.partitioners:
-            self.profile = self.profile or self._measure()
-            partition = registry.partitioners.load(method)(self.profile, self.num_stages)
-        else:
+        partition = self._chosen
+        if partition is None:
             try:
                 super()._partition_layers(method)
             except RuntimeError as error:  # a "type:REGEX" that no layer matches
@@ -93,66 +126,44 @@ class RecommenderPipeline(PipelineModule):
                     f"partition.method {method!r}: {error} Layer types are: {', '.join(kinds)}"
                 ) from error
             partition = Partition(bounds=tuple(map(int, self.parts)), method=method)
+            self._agree((partition.bounds, ()))
+            self._check(partition, self.num_stages)
         self.parts = list(partition.bounds)  # plain integers: DeepSpeed's own methods leave NumPy's
-        self._agree(partition)
         self.partition = partition
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
         if self.global_rank == 0:
             print_partition(partition, [layer.name for layer in self._layers], self.profile)
 
     def _synchronize_tied_weights(self) -> None:
-        """DeepSpeed broadcasts the weights inside autograd's view, which then warns in every backward pass."""
+        """Every copy of a tied table begins with the weights of its first stage, whichever rank that runs on.
+
+        DeepSpeed takes the lowest rank's instead, inside autograd's view, which then warns in every backward pass.
+        """
         with torch.no_grad():
-            super()._synchronize_tied_weights()
+            for tied in self.tied_comms.values():
+                for name in tied["weight_attr"]:
+                    dist.broadcast(getattr(tied["module"], name), src=tied["ranks"][0], group=tied["group"])
 
-    def _measure(self) -> Profile:
-        """Rank 0 times the layers; every rank gets the same profile, or the same error."""
-        answer: list[Any] = [None]
-        if self.global_rank == 0:
-            try:
-                answer = [self._profile_here()]
-            except Exception as error:
-                logger.exception("profiling failed")
-                answer = [
-                    error
-                    if isinstance(error, RecParallelError)
-                    else PartitionError(f"profiling the layers failed: {error!r}")
-                ]
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        return Profile.model_validate_json(answer[0])
+    def _agree(self, cut: tuple[Any, ...] | None) -> None:
+        """Every rank must hold the same cut: otherwise some rank would wait for ever."""
+        cuts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(cuts, cut)
+        if different := [rank for rank, theirs in enumerate(cuts) if theirs != cuts[0]]:
+            first, other = (_in_words(cuts[rank]) for rank in (0, different[0]))
+            raise PartitionError(f"ranks disagree on the cut: rank 0 has {first}, rank {different[0]} has {other}")
 
-    def _profile_here(self) -> str:
-        if self._sample is None:
-            raise PartitionError(
-                f"partition method {self._config.method!r} times the layers with a real micro-batch: "
-                "pass training_data (or sample, or a profile)"
-            )
-        profile = profile_layers(
-            self._layers,
-            self._loss,
-            self._sample,
-            repeats=self._config.repeats,
-            warmup=self._config.warmup,
-            device=get_accelerator().current_device_name(),
-            dtype=self._dtype,
-        )
-        return profile.model_dump_json()
-
-    def _agree(self, partition: Partition) -> None:
-        """Every rank must hold the same cut, and no stage may be empty: otherwise some rank would wait for ever."""
-        bounds: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(bounds, partition.bounds)
-        if different := [rank for rank, theirs in enumerate(bounds) if theirs != bounds[0]]:
-            raise PartitionError(
-                f"ranks disagree on the cut: rank 0 has {list(bounds[0])}, rank {different[0]} has {list(bounds[different[0]])}"
-            )
-        if partition.num_stages != self.num_stages:
-            raise PartitionError(f"the partition has {partition.num_stages} stages, the pipeline {self.num_stages}")
+    def _check(self, partition: Partition, num_stages: int) -> None:
+        """The cut must be one of these layers into these stages, and no stage may be empty."""
+        if partition.num_stages != num_stages:
+            raise PartitionError(f"the partition has {partition.num_stages} stages, the pipeline {num_stages}")
         if partition.num_layers != len(self._layers):
             raise PartitionError(
                 f"the partition covers {partition.num_layers} layers, the model has {len(self._layers)}"
+            )
+        if partition.virtual > 1 or partition.spread:
+            raise PartitionError(
+                "DeepSpeed's pipeline runs one chunk a stage and whole layers; the partition has "
+                f"{partition.virtual} chunks a stage and {len(partition.spread)} spread layers"
             )
         if empty := [s for s, (a, b) in enumerate(zip(partition.bounds, partition.bounds[1:])) if a == b]:
             raise PartitionError(
@@ -160,6 +171,13 @@ class RecommenderPipeline(PipelineModule):
                 f"(bounds {list(partition.bounds)}); "
                 "use fewer stages or partition.method 'profile'"
             )
+
+
+def _in_words(cut: tuple[Any, ...] | None) -> str:
+    if cut is None:
+        return "none"
+    bounds, order = cut
+    return f"{list(bounds)}" + (f" on devices {list(order)}" if order else "")
 
 
 def _spec(layer: Layer) -> LayerSpec:

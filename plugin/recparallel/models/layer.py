@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recparallel.plan import LayerKind
+
 HeadOutput = tuple[Tensor, Tensor]
 """Hidden states (B, L, D) and the table (V, D) to score them against. Scores are made by the loss or the ranking, for
 the positions that they need, instead of for every position here."""
@@ -25,6 +27,7 @@ class Layer:
         tie: layers with the same key share one module.
         alike: layers with the same text do the same work, so a profile measures one of them.
         forward: called as ``forward(module, inputs)`` in place of ``module(inputs)``.
+        kind: what it is in a decoder-only model.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Layer:
     tie: str | None = None
     alike: str | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
+    kind: LayerKind = "block"
 
     def build(self) -> nn.Module:
         return self.module_class(**self.kwargs)

@@ -95,7 +95,7 @@ def _trunk_layers(trunk: Trunk) -> list[Layer]:
         Layer(f"blocks.{i}", DecoderBlock, {"config": trunk.config, "index": i}, alike=trunk.attention_type(i))
         for i in range(trunk.num_blocks)
     ]
-    norm = Layer("norm", FinalNorm, {"config": trunk.config, "path": trunk.norm})
+    norm = Layer("norm", FinalNorm, {"config": trunk.config, "path": trunk.norm}, kind="norm")
     return [*trunk.before_blocks(), *blocks, norm]
 
 
@@ -105,14 +105,15 @@ def _ends(trunk: Trunk, *, num_items: int | None, dropout: float) -> tuple[Layer
     config = trunk.config
     tie = TABLE if config.tie_word_embeddings else None
     if num_items is None:
-        embedding = Layer("embedding", TokenEmbedding, {"config": config, "path": trunk.embedding}, tie=tie)
-        head = Layer("head", TokenHead, {"config": config, "path": trunk.head})
+        tokens = {"config": config, "path": trunk.embedding}
+        embedding = Layer("embedding", TokenEmbedding, tokens, tie=tie, kind="embedding")
+        head = Layer("head", TokenHead, {"config": config, "path": trunk.head}, kind="head")
     else:
         table = {"num_items": num_items, "dim": trunk.dim, "std": getattr(config, "initializer_range", 0.02)}
-        embedding = Layer("embedding", ItemEmbedding, {**table, "dropout": dropout}, tie=tie)
-        head = Layer("head", NextItemHead, table)
+        embedding = Layer("embedding", ItemEmbedding, {**table, "dropout": dropout}, tie=tie, kind="embedding")
+        head = Layer("head", NextItemHead, table, kind="head")
     if tie is not None:
-        head = dataclasses.replace(embedding, name="head", forward=score_with_table)
+        head = dataclasses.replace(embedding, name="head", kind="head", forward=score_with_table)
     return embedding, head
 
 

@@ -6,7 +6,7 @@ inside a forked RNG, and dropped after it.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,28 @@ from torch import Tensor, nn
 
 from recparallel.models.layer import Layer
 from recparallel.plan import LayerCost, Profile
+from recparallel.profiling.update import UpdateCost, measure_update
 
 LossFunction = Callable[[Any, Any], Tensor]
+Progress = Callable[[Sequence[Layer]], Sequence[Layer]]
+
+_MOST_RUNS = 50
 
 
 @dataclass(frozen=True)
-class _Measured:
-    cost: LayerCost
-    output: Any
+class Effort:
+    """How hard to measure.
+
+    Attributes:
+        repeats: timed passes, of which the median counts.
+        warmup: untimed ones before them.
+        least_seconds: a pass that is shorter is run so often that a repeat takes this long; a rank with a CPU quota does
+            short work at full speed, which it cannot keep up.
+    """
+
+    repeats: int = 3
+    warmup: int = 1
+    least_seconds: float = 0.0
 
 
 def profile_layers(
@@ -32,31 +46,90 @@ def profile_layers(
     *,
     repeats: int = 3,
     warmup: int = 1,
+    least_seconds: float = 0.0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    progress: Callable[[Sequence[Layer]], Sequence[Layer]] = lambda layers: layers,
+    progress: Progress = lambda layers: layers,
 ) -> Profile:
-    """Measure forward and backward seconds, parameters, kept activations and output size of every layer.
+    """Measure forward and backward seconds, parameters, kept activations and output size of every layer, here.
 
-    1. Feed the micro-batch to the first layer, each output to the next layer.
-    2. Per layer, after ``warmup`` runs, take the median of ``repeats`` timed forward and backward passes. The loss
-       belongs to the last layer, since it runs where that layer runs.
-    3. Of layers that are ``alike``, measure the first: the others do the same work, unless the loss comes on top.
+    Of layers that are ``alike`` the first is measured: the others do the same work, unless the loss comes on top.
 
     Args:
         sample: one micro-batch: inputs (B, L) int64 and labels.
+        repeats, warmup, least_seconds: see :class:`Effort`.
         progress: wraps the iteration, for a progress bar.
+    """
+    measured = measure_layers(
+        layers,
+        loss_fn,
+        sample,
+        wanted=representatives(layers),
+        effort=Effort(repeats, warmup, least_seconds),
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    return Profile(
+        layers=with_names(layers, measured),
+        micro_batch=sample[0].shape[0],
+        sequence_length=sample[0].shape[1],
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def representatives(layers: Sequence[Layer]) -> list[int]:
+    """One layer for all that are alike, and the last one, which alone runs the loss."""
+    seen: set[str] = set()
+    chosen = []
+    for index, layer in enumerate(layers):
+        if layer.alike is None or layer.alike not in seen or index == len(layers) - 1:
+            chosen.append(index)
+        if layer.alike is not None:
+            seen.add(layer.alike)
+    return chosen
+
+
+def with_names(layers: Sequence[Layer], measured: Mapping[int, LayerCost]) -> tuple[LayerCost, ...]:
+    """A cost for every layer, from those that were measured."""
+    by_kind = {
+        layers[i].alike: cost for i, cost in sorted(measured.items(), reverse=True) if layers[i].alike is not None
+    }
+    costs = []
+    for index, layer in enumerate(layers):
+        cost = measured[index] if index in measured else by_kind[layer.alike]
+        costs.append(cost.model_copy(update={"name": layer.name, "kind": layer.kind, "tie": layer.tie}))
+    return tuple(costs)
+
+
+def measure_layers(
+    layers: Sequence[Layer],
+    loss_fn: LossFunction,
+    sample: tuple[Tensor, Any],
+    *,
+    wanted: Collection[int],
+    effort: Effort,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = lambda layers: layers,
+) -> dict[int, LayerCost]:
+    """The costs of the layers ``wanted``, by index.
+
+    1. Feed the micro-batch to the first layer, each output to the next layer. One of those that are alike speaks for all:
+       what comes out of it has the shape of what comes out of the last of them.
+    2. A wanted layer runs ``warmup`` times untimed and ``repeats`` times timed, forward and backward; the median counts. The
+       loss belongs to the last layer, since it runs where that layer runs.
+    3. Gradients add up from run to run, as they do over the micro-batches of a step.
     """
     inputs, labels = sample
     shared: dict[str, nn.Module] = {}
-    seen: dict[str, LayerCost] = {}
-    costs: list[LayerCost] = []
+    costs: dict[int, LayerCost] = {}
     x: Any = inputs.to(device)
+    chosen = set(representatives(layers))
+    last = max(wanted, default=-1)
     with torch.random.fork_rng(), torch.enable_grad():
         for index, layer in enumerate(progress(layers)):
-            last = index == len(layers) - 1
-            if layer.alike is not None and layer.alike in seen and not last:  # the last one alone runs the loss
-                costs.append(seen[layer.alike].model_copy(update={"name": layer.name}))
+            if index > last or index not in chosen:
                 continue
             if layer.tie is not None and layer.tie in shared:
                 module = shared[layer.tie]
@@ -64,18 +137,16 @@ def profile_layers(
                 module = layer.build().to(device=device, dtype=dtype).train()
             if layer.tie is not None:
                 shared[layer.tie] = module
-            run = _closed(layer, module, loss_fn, labels) if last else _open(layer, module)
-            measured = _measure(layer.name, run, module, x, repeats=repeats, warmup=warmup)
-            costs.append(measured.cost)
-            if layer.alike is not None:
-                seen[layer.alike] = measured.cost
-            x = measured.output
-    return Profile(
-        layers=tuple(costs),
-        micro_batch=inputs.shape[0],
-        sequence_length=inputs.shape[1],
-        dtype=str(dtype).removeprefix("torch."),
-    )
+            if index not in wanted:
+                with torch.no_grad():
+                    x = layer.run(module, x)
+                continue
+            closing = index == len(layers) - 1
+            run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
+            timing = _time(run, module, x, effort)
+            costs[index] = _cost(layer.name, timing, module, measure_update(module, effort.repeats, time.perf_counter))
+            x = timing.output
+    return costs
 
 
 def _open(layer: Layer, module: nn.Module) -> Callable[[Any], Any]:
@@ -86,9 +157,15 @@ def _closed(layer: Layer, module: nn.Module, loss_fn: LossFunction, labels: Any)
     return lambda x: loss_fn(layer.run(module, x), labels.to(x.device))
 
 
-def _measure(
-    name: str, run: Callable[[Any], Any], module: nn.Module, x: Any, *, repeats: int, warmup: int
-) -> _Measured:
+@dataclass(frozen=True)
+class _Timing:
+    forward: float
+    backward: float
+    kept_bytes: int
+    output: Tensor
+
+
+def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) -> _Timing:
     forward, backward = [], []
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
@@ -100,34 +177,61 @@ def _measure(
         return tensor
 
     output: Any = None
-    for repeat in range(warmup + repeats):
-        entering = x.detach().requires_grad_(x.is_floating_point())
-        start = _now(entering)
-        if repeat == 0:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    masters = _masters(module)
+    runs = 1
+    for repeat in range(effort.warmup + effort.repeats):
+        forth = back = 0.0
+        for _ in range(runs):
+            entering = x.detach().requires_grad_(x.is_floating_point())
+            start = _now(entering)
+            if not kept and repeat == 0:
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    output = run(entering)
+            else:
                 output = run(entering)
-        else:
-            output = run(entering)
-        middle = _now(entering)
-        if output.requires_grad:
-            output.backward(torch.ones_like(output))
-        end = _now(entering)
-        if repeat >= warmup:
-            forward.append(middle - start)
-            backward.append(end - middle)
-        module.zero_grad(set_to_none=True)
+            middle = _now(entering)
+            if output.requires_grad:
+                output.backward(torch.ones_like(output))
+                _accumulate(module, masters)
+            end = _now(entering)
+            forth, back = forth + middle - start, back + end - middle
+        if repeat >= effort.warmup:
+            forward.append(forth / runs)
+            backward.append(back / runs)
+        if repeat == 0 and effort.least_seconds:
+            once = max(forth + back, 1e-6)
+            runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / once)))
+    module.zero_grad(set_to_none=True)
+    return _Timing(statistics.median(forward), statistics.median(backward), sum(kept.values()), output.detach())
+
+
+def _masters(module: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Where gradients of half-precision weights are summed; full-precision ones sum in place."""
+    return {p: torch.zeros_like(p, dtype=torch.float32) for p in module.parameters() if p.dtype != torch.float32}
+
+
+def _accumulate(module: nn.Module, masters: Mapping[nn.Parameter, Tensor]) -> None:
+    """What an engine does behind every backward pass of a half-precision model: add to fp32, and clear."""
+    for parameter in module.parameters():
+        if parameter.grad is not None and parameter in masters:
+            masters[parameter].add_(parameter.grad)
+            parameter.grad.zero_()
+
+
+def _cost(name: str, timing: _Timing, module: nn.Module, update: UpdateCost) -> LayerCost:
     parameters = list(module.parameters())
-    output = output.detach()
-    cost = LayerCost(
+    return LayerCost(
         name=name,
-        forward_seconds=statistics.median(forward),
-        backward_seconds=statistics.median(backward),
+        forward_seconds=timing.forward,
+        backward_seconds=timing.backward,
+        update_seconds=update.seconds,
         num_parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        activation_bytes=sum(kept.values()),
-        boundary_bytes=output.numel() * output.element_size(),
+        gradient_bytes=sum(p.numel() * 4 for p in parameters),
+        optimizer_bytes=update.state_bytes,
+        activation_bytes=timing.kept_bytes,
+        boundary_bytes=timing.output.numel() * timing.output.element_size(),
     )
-    return _Measured(cost, output)
 
 
 def _now(tensor: Tensor) -> float:

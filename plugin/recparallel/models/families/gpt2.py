@@ -36,4 +36,4 @@ class GPT2Trunk(Trunk):
         return int(self.config.n_positions)
 
     def before_blocks(self) -> list[Layer]:
-        return [Layer("positions", PositionEmbedding, {"config": self.config, "path": "transformer.wpe"})]
+        return [Layer("positions", PositionEmbedding, {"config": self.config, "path": "transformer.wpe"}, kind="other")]

@@ -12,8 +12,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-IGNORE = -100
-"""Label of a position without a target."""
+from recparallel.data.markers import IGNORE
 
 
 class TargetLoss(ABC):

@@ -1,0 +1,182 @@
+"""``python -m benchmarks partition``: our cut against DeepSpeed's own, what was predicted of it, and what no cut can beat."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.cluster import ClusterSpec
+from benchmarks.options import Options
+from benchmarks.output import console
+from benchmarks.partition_plot import plot_stages
+from benchmarks.peers.recparallel_pipeline import EXTRAS
+from benchmarks.peers.sides import Side, get_side
+from benchmarks.results import Bound, Results
+from benchmarks.study import Study, run_study
+from benchmarks.study_metrics import RATE, extra
+from benchmarks.study_tables import write_between_markers
+from benchmarks.workloads import Workload
+
+OURS = "recparallel"
+_STOCK = ("ds pp uniform", "ds pp parameters", "ds dualpipev", "ds dualpipev2 dp2")
+_PREDICTIONS = "partition predictions"
+COLUMNS = (
+    "workload",
+    "cluster",
+    "sequences/s",
+    "best stock",
+    "over it",
+    "no cut can beat",
+    "reached",
+    "step: predicted / measured s",
+    "error",
+    "stages: largest error",
+    "start s",
+)
+
+
+def sides_of(workload: Workload) -> tuple[Side, ...]:
+    """DeepSpeed's own cuts, DualPipeV, and ours."""
+    return tuple(side for side in map(get_side, (*_STOCK, OURS)) if side.suits(workload))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of our cut on one workload and cluster; rates in sequences/s, times in seconds.
+
+    Attributes:
+        workload, cluster: where.
+        rate, stock_rate, stock: ours, and the best stock side's with its name.
+        bound: the rate that no contiguous cut can beat.
+        predicted, measured: seconds of a step.
+        stages: ``(predicted, measured)`` seconds that a stage computes in a step, by rank.
+        start: seconds of ``initialize`` with profiling.
+    """
+
+    workload: str
+    cluster: str
+    rate: float
+    stock_rate: float
+    stock: str
+    bound: float
+    predicted: float
+    measured: float
+    stages: tuple[tuple[float, float], ...]
+    start: float
+
+    @property
+    def step_error(self) -> float:
+        """Of the prediction, as a share of what was measured."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def stage_error(self) -> float:
+        """The largest of a stage that does at least a tenth of the slowest one's work: shorter ones do not matter."""
+        slowest = max(measured for _, measured in self.stages)
+        errors = [p / m - 1 for p, m in self.stages if m >= 0.1 * slowest]
+        return max(errors, key=abs)
+
+
+def findings(results: Results) -> Iterator[Finding]:
+    """One for each workload and cluster on which ours ran."""
+    for workload, cluster in dict.fromkeys((row.workload, row.cluster) for row in results.rows):
+        own = {
+            (row.side, row.metric): row.median
+            for row in results.rows
+            if (row.workload, row.cluster) == (workload, cluster)
+        }
+        if (OURS, RATE) not in own:
+            continue
+        rates = {side: own[side, RATE] for side in _STOCK if (side, RATE) in own}
+        stock = max(rates, key=lambda side: rates[side], default="")
+        ranks = 0
+        while (OURS, extra("stage", ranks)) in own:
+            ranks += 1
+        yield Finding(
+            workload,
+            cluster,
+            rate=own[OURS, RATE],
+            stock_rate=rates.get(stock, 0.0),
+            stock=stock,
+            bound=own[OURS, RATE] * own[OURS, "seconds_per_step"] / own[OURS, extra("unbeatable_step_seconds", 0)],
+            predicted=own[OURS, extra("predicted_step_seconds", 0)],
+            measured=own[OURS, "seconds_per_step"],
+            stages=tuple(
+                (own[OURS, extra("predicted_stage_seconds", r)], own[OURS, extra("stage_seconds", r)])
+                for r in range(ranks)
+            ),
+            start=max(
+                row.max
+                for row in results.rows
+                if (row.workload, row.cluster, row.side) == (workload, cluster, OURS)
+                and row.metric.startswith("start_seconds")
+            ),
+        )
+
+
+def _cells(found: Finding) -> tuple[str, ...]:
+    return (
+        found.workload,
+        found.cluster,
+        f"{found.rate:.1f}",
+        f"{found.stock_rate:.1f} ({found.stock})",
+        f"{found.rate / found.stock_rate:.2f}" if found.stock_rate else "",
+        f"{found.bound:.1f}",
+        f"{found.rate / found.bound:.0%}",
+        f"{found.predicted:.2f} / {found.measured:.2f}",
+        f"{found.step_error:+.1%}",
+        f"{found.stage_error:+.1%}",
+        f"{found.start:.1f}",
+    )
+
+
+def _bound(results: Results, workload: Workload, spec: ClusterSpec) -> None:
+    for found in findings(results):
+        if (found.workload, found.cluster) == (workload.name, spec.name):
+            results.bounds.append(
+                Bound(
+                    workload=found.workload,
+                    cluster=found.cluster,
+                    name="indivisible",
+                    metric=RATE,
+                    unit="sequences/s",
+                    value=found.bound,
+                    basis="what no contiguous cut can beat in any order of devices, with layers as profiled and free transfers",
+                    side=OURS,
+                )
+            )
+
+
+def _conclude(results: Results, path: Path, document: Path | None) -> None:
+    table = Table(*COLUMNS, title="cut by recparallel", title_justify="left")
+    lines = [_cells(found) for found in findings(results)]
+    pictures = []
+    for cells in lines:
+        table.add_row(*cells)
+        name = f"{path.stem}-stages-{cells[0]}-{cells[1]}.png"
+        plot_stages(results, cells[0], cells[1], path.with_name(name))
+        pictures.append(f"![stages of {cells[0]} on {cells[1]}]({path.parent.name}/{name})")
+    console.print(table)
+    if document is not None:
+        rows = [COLUMNS, ("---",) * len(COLUMNS), *lines]
+        text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        write_between_markers(document, "\n\n".join([text, *pictures]), name=_PREDICTIONS)
+
+
+STUDY = Study(
+    name="partition",
+    base="ds pp uniform",
+    sides=sides_of,
+    workloads=("head", "catalogue", "deep"),
+    clusters=("flat", "mixed"),
+    document=Path("docs") / "partitioning.md",
+    extras=EXTRAS,
+    bound=_bound,
+    conclude=_conclude,
+)
+
+
+def run(options: Options) -> int:
+    """Measure DeepSpeed's cuts and ours (:func:`benchmarks.study.run_study`)."""
+    return run_study(STUDY, options)

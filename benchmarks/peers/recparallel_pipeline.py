@@ -1,0 +1,105 @@
+"""Our pipeline as its users run it: ``recparallel.initialize`` with a measured cut, and what it predicted."""
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import recparallel
+from benchmarks.batches import micro_batches, num_targets
+from benchmarks.peers.deepspeed_config import config_of, forget_groups, join
+from benchmarks.peers.stage_timer import StageTimer
+from benchmarks.peers.trainer import Job, StepResult
+from recparallel.models.recommender import Recommender
+from recparallel.partitioning.costs import device_groups
+from recparallel.partitioning.indivisible import unbeatable_step
+from recparallel.partitioning.step_costs import predict_step
+
+EXTRAS = {
+    "stage_seconds": "s/step",
+    "predicted_stage_seconds": "s/step",
+    "predicted_step_seconds": "s",
+    "unbeatable_step_seconds": "s",
+    "start_seconds": "s",
+    "stage": "",
+    "layers": "",
+}
+"""What each rank reports: how long its stage computes in a step, what was predicted of it and of the step, the time that no cut can
+beat, the seconds of ``initialize`` with its profile, and which stage it runs with how many layers."""
+
+
+class Ours:
+    """``engine.train_batch(iterator)``.
+
+    Args:
+        job: workload and setting.
+        recommender: layers and loss.
+        stages: of the pipeline; 0 is one for each rank.
+        method: of the cut.
+    """
+
+    def __init__(self, job: Job, recommender: Recommender, *, stages: int, method: str) -> None:
+        join()
+        self._job = job
+        num_stages = stages or dist.get_world_size()
+        replicas = dist.get_world_size() // num_stages
+        config = config_of(job, num_replicas=replicas)
+        # Each time measured anew: a prediction is as good as the profile of any start.
+        config["recparallel"] = {"stages": num_stages, "partition": {"method": method, "cache": False}}
+        start = time.perf_counter()
+        self._engine, *_ = recparallel.initialize(
+            model=recommender, config=config, sample=_sample(job, replicas=replicas)
+        )
+        started = time.perf_counter() - start
+        self._timer = StageTimer(self._engine)
+        self._told = self._predictions() | {"start_seconds": started}
+
+    def step(self, number: int) -> StepResult:
+        """Train this replica's share of a global batch."""
+        grid = self._engine.grid
+        micro = micro_batches(
+            self._job.spec,
+            number,
+            micro_batch=self._job.setting.micro_batch,
+            replica=grid.data_parallel_id,
+            num_replicas=grid.data_parallel_size,
+        )
+        assert num_targets(self._job.spec, number) > 0
+        loss = self._engine.train_batch(iter(micro))
+        return StepResult(loss, extra=self._told | {"stage_seconds": self._timer.take()})
+
+    def close(self) -> None:
+        """Drop hooks and groups."""
+        self._engine.recparallel.remove()
+        self._engine.destroy()
+        del self._engine
+        forget_groups()
+
+    def _predictions(self) -> dict[str, float]:
+        module = self._engine.module
+        partition, profile = module.partition, module.profile
+        stage = module.stage_id
+        own = profile.layers[partition.bounds[stage] : partition.bounds[stage + 1]]
+        group = partition.device_order[stage] if partition.device_order else stage
+        seconds = sum(layer.seconds for layer in own) / device_groups(profile, partition.num_stages)[group].speed
+        return {
+            "predicted_stage_seconds": seconds * self._engine.micro_batches,
+            "predicted_step_seconds": predict_step(profile, partition),
+            "unbeatable_step_seconds": unbeatable_step(profile, partition.num_stages),
+            "stage": float(stage),
+            "layers": float(len(own)),
+        }
+
+
+def _sample(job: Job, *, replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first micro-batch."""
+    inputs, labels = micro_batches(job.spec, 0, micro_batch=job.setting.micro_batch, replica=0, num_replicas=replicas)[
+        0
+    ]
+    return inputs, labels
+
+
+def build(job: Job, recommender: Recommender, **options: Any) -> Ours:
+    """Our pipeline as ``options`` say."""
+    return Ours(job, recommender, **{"stages": 0, "method": "simulated", **options})

@@ -1,0 +1,206 @@
+"""``recparallel profile`` and ``recparallel partition``: measure a model's layers, and cut them, without training.
+
+recparallel profile --model llama-tiny --num-items 20000 --micro-batch 8 --length 100 --out profile.json
+recparallel partition profile.json --stages 4 --num-micro-batches 16
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from recparallel import registry
+from recparallel.errors import PartitionError, RecParallelError
+from recparallel.plan import Partition, Profile
+from recparallel.profiling.files import read_profile
+
+_MICRO_BATCHES, _LENGTHS = (8,), (100,)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hybrid parallelism for LLM recommenders.",
+)
+
+
+class Format(str, Enum):
+    """What a partition is printed as."""
+
+    table = "table"
+    json = "json"
+    deepspeed = "deepspeed"
+    megatron = "megatron"
+
+
+class Precision(str, Enum):
+    """Of the weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        str, typer.Option(help="a card of the model zoo, a Hugging Face folder or config.json, or a hub name")
+    ],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    num_items: Annotated[
+        int | None, typer.Option(help="size of the catalogue; without it, the model's own tokens")
+    ] = None,
+    micro_batch: Annotated[
+        list[int] | None, typer.Option(help="sequences of a micro-batch, 8 if left out; may be repeated")
+    ] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(help="positions of a sequence, 100 if left out; may be repeated")
+    ] = None,
+    tied: Annotated[bool, typer.Option(help="the head scores against the item embedding itself")] = True,
+    loss: Annotated[str, typer.Option(help="name of a loss")] = "cross_entropy",
+    dtype: Annotated[Precision, typer.Option(help="of the weights")] = Precision.float32,
+    repeats: Annotated[int, typer.Option(min=1, help="timed passes, of which the median counts")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="untimed passes before them")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,
+) -> None:
+    """Time every pipeline layer of a recommender with random histories, one layer in memory at a time.
+
+    Alone it measures the layers and this device. Started by `torchrun` on the machines of a training, the ranks share out the
+    layers, and measure their speeds and links too.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from recparallel.models.recommender import build_recommender
+    from recparallel.models.zoo import find_card
+    from recparallel.plan import Shape
+    from recparallel.profiling.layers import Effort
+    from recparallel.profiling.ranks import joined, profile_here
+
+    sizes, lengths = sorted(set(micro_batch or _MICRO_BATCHES)), sorted(set(length or _LENGTHS))
+    if sizes[0] < 1 or lengths[0] < 1:
+        raise PartitionError(f"--micro-batch {sizes} and --length {lengths} must be at least 1")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    card = find_card(model, Path("model_zoo"))
+    recommender = build_recommender(card.architecture if card else model, num_items=num_items, tied=tied, loss=loss)
+    if recommender.max_length is not None and lengths[-1] > recommender.max_length:
+        raise PartitionError(f"--length {lengths[-1]}, but the model has positions for {recommender.max_length}")
+
+    def bar_of(what: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        return lambda layers: cast(Sequence[Any], tqdm(layers, desc=what, unit="layer"))
+
+    measured = []
+    generator = torch.Generator().manual_seed(0)
+    with joined(device) as rank:
+        for positions in lengths:
+            for sequences in sizes:
+                items = torch.randint(1, recommender.num_items + 1, (sequences, positions + 1), generator=generator)
+                measured.append(
+                    profile_here(
+                        recommender.layers,
+                        recommender.loss_fn,
+                        (items[:, :-1].contiguous(), items[:, 1:].contiguous()),
+                        effort=Effort(repeats, warmup, least_seconds=0.05),
+                        device=device,
+                        dtype=getattr(torch, dtype.value),
+                        progress=bar_of(f"micro-batch {sequences}, length {positions}"),
+                    )
+                )
+    if rank:
+        return
+    first, *others = measured
+    shapes = tuple(Shape(micro_batch=p.micro_batch, sequence_length=p.sequence_length, layers=p.layers) for p in others)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(first.model_copy(update={"shapes": shapes}).model_dump_json(indent=1) + "\n")
+    typer.echo(
+        f"{len(first.layers)} layers, {len(measured)} shapes, {len(first.devices)} devices, {len(first.links)} links: "
+        f"written to {out}"
+    )
+
+
+@app.command()
+def partition(
+    profile: Annotated[Path, typer.Argument(help="a profile; `recparallel schema` prints its form")],
+    stages: Annotated[int, typer.Option(help="pipeline stages")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="a registered partitioner; by default 'profile', or 'simulated' with --num-micro-batches"),
+    ] = None,
+    virtual: Annotated[int, typer.Option(min=1, help="chunks of each stage (Megatron's interleaved schedule)")] = 1,
+    num_micro_batches: Annotated[int | None, typer.Option(min=1, help="of a step, in each replica")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="sequences, where the profile has several")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="positions, where the profile has several")] = None,
+    format: Annotated[Format, typer.Option(help="what to print")] = Format.table,
+) -> None:
+    """Cut a profiled model into pipeline stages."""
+    from recparallel.partitioning.interleaved import minimize_interleaved
+    from recparallel.partitioning.megatron_layout import megatron_layout
+
+    measured = read_profile(profile)
+    if micro_batch is not None or length is not None:
+        measured = measured.at(micro_batch or measured.micro_batch, length)
+    if num_micro_batches is not None:
+        measured = measured.model_copy(update={"num_micro_batches": num_micro_batches})
+    if virtual > 1 or method == "interleaved":
+        if method not in (None, "interleaved"):
+            raise PartitionError(
+                f"--method {method!r} with --virtual {virtual}: virtual stages are cut by 'interleaved' alone"
+            )
+        cut = minimize_interleaved(measured, stages, virtual=virtual)
+    else:
+        name = method or ("profile" if measured.num_micro_batches is None else "simulated")
+        cut = registry.partitioners.load(name, where="--method")(measured, stages)
+    if format is Format.table:
+        _print_table(cut, measured)
+    elif format is Format.json:
+        typer.echo(cut.model_dump_json(indent=1))
+    elif format is Format.megatron:
+        typer.echo(megatron_layout(measured, cut))
+    else:
+        typer.echo(json.dumps(deepspeed_section(cut, measured, profile), indent=2))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a profile, for those who write one by hand."""
+    typer.echo(json.dumps(Profile.model_json_schema(), indent=1))
+
+
+def deepspeed_section(cut: Partition, measured: Profile, path: Path) -> dict[str, Any]:
+    """What a DeepSpeed JSON needs so that ``recparallel.initialize`` makes the same cut.
+
+    Raises:
+        PartitionError: DeepSpeed has no schedule for virtual stages.
+    """
+    if cut.virtual > 1:
+        raise PartitionError(
+            "DeepSpeed's pipeline has one chunk a stage; print virtual stages with --format megatron or json"
+        )
+    section: dict[str, Any] = {"train_micro_batch_size_per_gpu": measured.micro_batch}
+    if measured.num_micro_batches is not None:
+        section["gradient_accumulation_steps"] = measured.num_micro_batches
+    partition = {"method": cut.method, "profile": str(path.absolute())}
+    return {**section, "recparallel": {"stages": cut.num_stages, "partition": partition}}
+
+
+def _print_table(cut: Partition, measured: Profile) -> None:
+    from recparallel.engines.partition_table import print_partition
+
+    print_partition(cut, [layer.name for layer in measured.layers], measured)
+
+
+def main() -> None:
+    """The program: errors of recparallel without a traceback."""
+    try:
+        app()
+    except RecParallelError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

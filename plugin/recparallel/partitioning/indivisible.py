@@ -1,0 +1,117 @@
+"""The layer that no cut can divide: which one bounds a pipeline, by how much, and what would lift it."""
+
+from dataclasses import dataclass
+
+from recparallel.partitioning.costs import Costs, device_groups
+from recparallel.partitioning.device_order import minimize_bottleneck_any_order, minimize_step_any_order
+from recparallel.partitioning.step_costs import micro_batches_of
+from recparallel.plan import LayerCost, Partition, Profile
+
+_MOST_OF_IT = 0.9
+
+
+@dataclass(frozen=True)
+class Indivisible:
+    """The costliest layer of a profile.
+
+    Attributes:
+        layer: which.
+        seconds: of one micro-batch on the fastest device: no cut makes the slowest stage faster.
+        even: seconds of the slowest stage if layers could be divided at will.
+        bounds_it: whether it is nine tenths or more of the partition's slowest stage, and more than its even share: then
+            moving other layers, or devices, would hardly help.
+    """
+
+    layer: LayerCost
+    seconds: float
+    even: float
+    bounds_it: bool
+
+    @property
+    def remedy(self) -> str:
+        """What would lift the bound, in words."""
+        gain = f"up to {self.seconds / self.even:.2f}x" if self.even else "without limit"
+        if self.layer.kind in ("head", "embedding"):
+            return f"sharing its table among stages or tensor ranks would allow {gain}"
+        return f"tensor parallelism within it would allow {gain}"
+
+    def sentence(self) -> str:
+        """For a person."""
+        if not self.bounds_it:
+            return (
+                f"no single layer bounds the pipeline: the costliest, {self.layer.name}, takes "
+                f"{self.seconds * 1e3:.2f} ms of each micro-batch"
+            )
+        return (
+            f"{self.layer.name} cannot be cut and bounds the pipeline: {self.seconds * 1e3:.2f} ms of each micro-batch on the "
+            f"fastest device, {self.even * 1e3:.2f} ms if all work could be shared evenly; {self.remedy}"
+        )
+
+
+def indivisible(profile: Profile, partition: Partition) -> Indivisible:
+    """The costliest layer, and whether it bounds ``partition``."""
+    groups = device_groups(profile, partition.num_stages)
+    fastest = max(group.speed for group in groups)
+    index = max(range(len(profile.layers)), key=lambda i: profile.layers[i].seconds)
+    layer = profile.layers[index]
+    seconds = layer.seconds / fastest
+    even = sum(layer.seconds for layer in profile.layers) / sum(group.speed for group in groups)
+    slowest = max(partition.stage_seconds, default=0.0)
+    return Indivisible(layer, seconds, even, bounds_it=seconds > even and seconds >= _MOST_OF_IT * slowest)
+
+
+def shortest_step(profile: Profile, stages: int) -> float:
+    """Seconds that no 1F1B step over contiguous cuts can beat, whatever the cut and the order of devices.
+
+    1. For every layer: all its micro-batches on the fastest device, behind one forward of all layers in front of it, and
+       before their backward or its own update, whichever is longer.
+    2. All micro-batches of the slowest stage of the best cut, transfers left out.
+    3. Where the first layer is tied to one that no cut can join to it: the first of these, then the exchange of their
+       gradients over the fastest link, then the update.
+
+    Raises:
+        PartitionError: the profile does not say how many micro-batches a step has, or no cut is possible.
+    """
+    micro_batches = micro_batches_of(profile)
+    costs = Costs(profile, stages)
+    fastest = max(group.speed for group in costs.groups)
+    layers = profile.layers
+    through = [(float(costs.seconds[i]) + micro_batches * layer.seconds) / fastest for i, layer in enumerate(layers)]
+    with_update = [
+        (float(costs.forward[i]) + micro_batches * layer.seconds + layer.update_seconds) / fastest
+        for i, layer in enumerate(layers)
+    ]
+    schedule = max(through)
+    behind = 0.0
+    if _is_torn(profile, stages):
+        behind = _least_exchange(profile) + layers[0].update_seconds / fastest
+    free = profile.model_copy(
+        update={"links": (), "devices": tuple(d.model_copy(update={"memory_bytes": None}) for d in profile.devices)}
+    )
+    slowest = micro_batches * max(minimize_bottleneck_any_order(free, stages).stage_seconds)
+    return max(*with_update, max(schedule, slowest) + behind)
+
+
+def _is_torn(profile: Profile, stages: int) -> bool:
+    """Whether the first layer is tied to one that no cut into so many stages leaves on its stage."""
+    layers = profile.layers
+    tie = layers[0].tie
+    return tie is not None and any(layer.tie == tie and len(layers) - i < stages for i, layer in enumerate(layers) if i)
+
+
+def _least_exchange(profile: Profile) -> float:
+    """The least seconds in which copies of the first layer's table sum their gradients; pairs without a link take none."""
+    if not any(link.between is None for link in profile.links):
+        return 0.0
+    size = min(layer.exchanged_bytes for layer in profile.layers if layer.tie == profile.layers[0].tie)
+    return size / max(link.bytes_per_second for link in profile.links)
+
+
+def unbeatable_step(profile: Profile, stages: int) -> float:
+    """Seconds that no contiguous cut can beat in any order of devices, filling and draining included.
+
+    The longer of :func:`shortest_step` and, where it is proved, the best simulated step if transfers took no time.
+    """
+    free = minimize_step_any_order(profile.model_copy(update={"links": ()}), stages)
+    assert free.step_seconds is not None
+    return max(shortest_step(profile, stages), free.step_seconds if free.optimal else 0.0)

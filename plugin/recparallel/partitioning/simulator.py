@@ -1,0 +1,98 @@
+"""How long a training step takes: the schedule of every stage played through, event by event.
+
+A transfer begins when both of its ends are there (gloo and NCCL both wait for the receiver) and takes the time of its
+link. What follows the schedule, the exchange of tied gradients and the optimizer's update, is added stage by stage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recparallel.partitioning.schedules import COMPUTE, Schedule, Transfer
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Seconds of everything in a step, by chunk (one a stage unless stages are virtual) or by stage.
+
+    Attributes:
+        forward, backward: of one micro-batch, by chunk.
+        transfer: of one tensor, by boundary: entry ``b`` lies between chunks ``b`` and ``b + 1``.
+        update: of the optimizer, by stage.
+        ties: ``(stages, seconds)``: an exchange that these stages make together behind the schedule, in this order.
+    """
+
+    forward: Sequence[float]
+    backward: Sequence[float]
+    transfer: Sequence[float]
+    update: Sequence[float] = ()
+    ties: Sequence[tuple[Sequence[int], float]] = ()
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What came of it.
+
+    Attributes:
+        seconds: of the step, until the last stage is done.
+        busy: seconds that each stage computes.
+        ends: when each stage has run its schedule.
+    """
+
+    seconds: float
+    busy: tuple[float, ...]
+    ends: tuple[float, ...]
+
+
+def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
+    """Play a schedule through.
+
+    Raises:
+        RuntimeError: the schedule never ends: stages wait for each other.
+    """
+    stages = len(schedule)
+    clock, busy, at = [0.0] * stages, [0.0] * stages, [0] * stages
+    posted: dict[tuple[Transfer, bool], float] = {}
+    waiting: dict[Transfer, int] = {}
+    seconds = (costs.forward, costs.backward)
+    ready = list(range(stages))
+    while ready:
+        stage = ready.pop()
+        program, now = schedule[stage], clock[stage]
+        position = at[stage]
+        while position < len(program):
+            code, first, second = program[position]
+            if code == COMPUTE:
+                took = seconds[first][second]
+                now += took
+                busy[stage] += took
+                position += 1
+                continue
+            until, missing = now, None
+            for transfer, sends in second:
+                if (transfer, sends) not in posted:
+                    posted[transfer, sends] = now
+                    if (other := waiting.pop(transfer, None)) is not None:
+                        ready.append(other)
+                if sends and not first:
+                    continue  # it runs beside the computation
+                if (transfer, not sends) not in posted:
+                    missing = transfer
+                    continue
+                begun = max(posted[transfer, True], posted[transfer, False]) if first else posted[transfer, True]
+                until = max(until, begun + costs.transfer[transfer[2]])
+            if missing is not None:
+                waiting[missing] = stage
+                break
+            now = until
+            position += 1
+        clock[stage], at[stage] = now, position
+    if any(position < len(program) for position, program in zip(at, schedule)):
+        stuck = [stage for stage in range(stages) if at[stage] < len(schedule[stage])]
+        raise RuntimeError(f"stages {stuck} wait for each other for ever")
+    ends = tuple(clock)
+    for members, took in costs.ties:
+        done = max(clock[stage] for stage in members) + took
+        for stage in members:
+            clock[stage] = done
+    updates = costs.update or [0.0] * stages
+    return Simulated(max(now + update for now, update in zip(clock, updates)), tuple(busy), ends)

@@ -1,0 +1,85 @@
+"""From a profile and a cut to what the simulator plays: seconds by stage, by boundary, and behind the schedule."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from recparallel.errors import PartitionError
+from recparallel.partitioning.costs import Costs, Group
+from recparallel.partitioning.schedules import interleaved, one_forward_one_backward
+from recparallel.partitioning.simulator import StepCosts, simulate
+from recparallel.plan import Partition, Profile
+
+
+def step_costs(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> StepCosts:
+    """Costs of a cut, by chunk; ``order`` has the device of each."""
+    spans = list(zip(bounds, bounds[1:]))
+    layers = costs.profile.layers
+    return StepCosts(
+        forward=[float(costs.forward[b] - costs.forward[a]) / g.speed for g, (a, b) in zip(order, spans)],
+        backward=[float(costs.backward[b] - costs.backward[a]) / g.speed for g, (a, b) in zip(order, spans)],
+        transfer=[float(costs.transfer(x, y)[cut]) for x, y, cut in zip(order, order[1:], bounds[1:])],
+        update=[sum(layer.update_seconds for layer in layers[a:b]) / g.speed for g, (a, b) in zip(order, spans)],
+        ties=tied_exchanges(costs, order, bounds),
+    )
+
+
+def tied_exchanges(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> list[tuple[list[int], float]]:
+    """For each table that lies on several stages: these stages, and the seconds of summing its gradients over them.
+
+    A ring over ``p`` stages sends ``2 (p - 1) / p`` of the bytes over its slowest link, in ``2 (p - 1)`` turns.
+    """
+    places: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for stage, (a, b) in enumerate(zip(bounds, bounds[1:])):
+        for layer in costs.profile.layers[a:b]:
+            if layer.tie is not None:
+                sizes[layer.tie] = layer.exchanged_bytes
+                own = places.setdefault(layer.tie, [])
+                if stage not in own:
+                    own.append(stage)
+    exchanges = []
+    for tie, stages in places.items():
+        if len(stages) < 2:
+            continue
+        p = len(stages)
+        links = [costs.link(order[a], order[b]) for a in stages for b in stages if a < b]
+        turns = [(link.latency_seconds, 1 / link.bytes_per_second) for link in links if link is not None]
+        latency, per_byte = (max(column) for column in zip(*turns)) if turns else (0.0, 0.0)
+        exchanges.append((stages, 2 * (p - 1) * latency + 2 * (p - 1) / p * sizes[tie] * per_byte))
+    return exchanges
+
+
+def predict_step(profile: Profile, partition: Partition) -> float:
+    """Seconds of a training step: under 1F1B, or with virtual stages under Megatron's interleaved schedule.
+
+    Raises:
+        PartitionError: the profile does not say how many micro-batches a step has, or they do not suit the schedule.
+    """
+    stages, virtual = partition.num_stages, partition.virtual
+    costs = Costs(profile, stages)
+    order = [costs.groups[d] for d in partition.device_order] or list(costs.groups)
+    number = micro_batches_of(profile)
+    if virtual == 1:
+        return simulate(one_forward_one_backward(stages, number), step_costs(costs, order, partition.bounds)).seconds
+    try:
+        schedule = interleaved(stages, number, virtual)
+    except ValueError as error:
+        raise PartitionError(str(error)) from error
+    own = step_costs(costs, order * virtual, partition.bounds)
+    by_stage = [sum(own.update[stage::stages]) for stage in range(stages)]
+    ties = [(sorted({chunk % stages for chunk in chunks}), seconds) for chunks, seconds in own.ties]
+    ties = [(members, seconds) for members, seconds in ties if len(members) > 1]
+    return simulate(schedule, replace(own, update=by_stage, ties=ties)).seconds
+
+
+def micro_batches_of(profile: Profile) -> int:
+    """Micro-batches of a step.
+
+    Raises:
+        PartitionError: the profile does not say.
+    """
+    if profile.num_micro_batches is None:
+        raise PartitionError(
+            "the time of a step depends on how many micro-batches it has, and num_micro_batches of the profile is not set"
+        )
+    return profile.num_micro_batches

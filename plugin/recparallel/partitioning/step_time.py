@@ -1,0 +1,165 @@
+"""Cut so that a whole training step, simulated, is as short as a contiguous cut allows.
+
+The slowest stage decides most of a 1F1B step, but not all: the pipeline also fills and drains, tied gradients travel, and
+the optimizer runs. Of the many cuts with the same slowest stage this finds the best, and now and then one with a
+slightly slower stage that is better still.
+
+Branch and bound over the cuts from left to right. The time of a step is at least, for every stage: the forwards in front
+of it, all that it does itself, the backwards in front of it, and the first stage's update. For stages not yet cut, the
+same over the best way to cut the remaining layers, which a recurrence from the right gives for every first layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recparallel.partitioning.bottleneck import cut_in_order, neighbours
+from recparallel.partitioning.costs import Costs, Floats, Group
+from recparallel.partitioning.schedules import one_forward_one_backward
+from recparallel.partitioning.simulator import simulate
+from recparallel.partitioning.step_costs import micro_batches_of, step_costs
+from recparallel.plan import Partition, Profile
+
+MOST_WORK = 2_000_000
+"""Instructions simulated and cuts weighed, after which a search stops and returns the best cut that it has found, marked as
+not proved. Some seconds on a slow core; work is counted, not time, so every rank finds the same cut."""
+
+_ROUNDING = 1e-12
+
+
+def minimize_step(profile: Profile, stages: int) -> Partition:
+    """The cut with the shortest simulated 1F1B step, devices in their given order.
+
+    1. Begin with the cut of the fastest slowest stage: the result is never slower.
+    2. Descend into the cuts from left to right, the most promising first, as long as their bound lies below the best step.
+    3. Simulate those that are reached. ``optimal`` is False where the search stopped at :data:`MOST_WORK`.
+
+    Raises:
+        PartitionError: as :func:`~recparallel.partitioning.bottleneck.minimize_bottleneck`, and where the profile does
+            not say how many micro-batches a step has.
+    """
+    micro_batches_of(profile)
+    costs = Costs(profile, stages)
+    return search(costs, costs.groups, method="simulated")
+
+
+def search(
+    costs: Costs, order: Sequence[Group], *, method: str, better_than: float = np.inf, most_work: int = MOST_WORK
+) -> Partition:
+    """The best cut for devices in this order; one that is not better than ``better_than`` need not be the best."""
+    return _Search(costs, order, most_work).run(method, better_than)
+
+
+@dataclass
+class _Best:
+    bounds: tuple[int, ...]
+    seconds: float
+
+
+class _Search:
+    def __init__(self, costs: Costs, order: Sequence[Group], most_work: int) -> None:
+        self.costs, self.order, self.work_left = costs, order, most_work
+        self.stages, self.n = len(order), costs.num_layers
+        self.micro_batches = micro_batches_of(costs.profile)
+        self.schedule = one_forward_one_backward(self.stages, self.micro_batches)
+        self.tables = [costs.stage_seconds(group, *neighbours(order, s)) for s, group in enumerate(order)]
+        self.needs = [costs.stage_bytes(s) for s in range(self.stages)]
+        self.transfers = [costs.transfer(a, b) for a, b in zip(order, order[1:])]
+        updates = np.concatenate([[0.0], np.cumsum([layer.update_seconds for layer in costs.profile.layers])])
+        self.updates = updates
+        self.instructions = sum(map(len, self.schedule))
+        self.rest = self._least_of_rest()
+
+    def run(self, method: str, better_than: float) -> Partition:
+        first = cut_in_order(self.costs, self.order, method=method)
+        self.best = _Best(first.bounds, self._simulate(first.bounds))
+        self.limit = min(self.best.seconds, better_than)
+        self._descend((0,), front=0.0, floor=0.0)
+        bounds = self.best.bounds
+        spans = zip(self.tables, bounds, bounds[1:])
+        return Partition(
+            bounds=bounds,
+            method=method,
+            stage_seconds=tuple(max(float(ends[b] - begins[a]), 0.0) for (ends, begins), a, b in spans),
+            step_seconds=self.best.seconds,
+            optimal=self.work_left > 0,
+        )
+
+    def _least_of_rest(self) -> list[Floats]:
+        """``[s][i]``: a bound on what stages ``s …`` add to the time in front of them if they share layers ``i …`` in the best
+        way; inf if none fits.
+
+        ``R[s][i] = min over j of max(M · cost_s(i, j), inside_s(i, j) + 2 · transfer into s + R[s + 1][j])``.
+        """
+        n, stages = self.n, self.stages
+        rest = np.full(n + 1, np.inf)
+        rest[n] = 0.0
+        found = [rest]
+        later = np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1)  # [i, j]: a stage ends behind its beginning
+        for stage in reversed(range(stages)):
+            ends, begins = self.tables[stage]
+            own = self.micro_batches * (ends[None, :] - begins[:, None])
+            work = self.costs.seconds / self.order[stage].speed
+            into = 2 * self.transfers[stage - 1] if stage else np.zeros(n + 1)
+            through = work[None, :] - work[:, None] + into[:, None] + rest[None, :]
+            value = np.where(later, np.maximum(own, through), np.inf)
+            limit = self.order[stage].memory_bytes
+            if limit is not None:
+                more, less = self.needs[stage]
+                value[more[None, :] - less[:, None] > limit] = np.inf
+            rest = value.min(axis=1)
+            found.append(rest)
+        return found[::-1]
+
+    def _descend(self, bounds: tuple[int, ...], *, front: float, floor: float) -> None:
+        """Try every end of the next stage, the most promising first.
+
+        ``front`` is the time that one micro-batch spends in the stages already cut, forth and back, with the transfers
+        between them; ``floor`` is a bound that holds already.
+        """
+        stage, begin = len(bounds) - 1, bounds[-1]
+        if stage == self.stages:
+            self._try(bounds)
+            return
+        speed = self.order[stage].speed
+        options = []
+        for end in self._ends(stage, begin):
+            own = float(self.tables[stage][0][end] - self.tables[stage][1][begin])
+            if not self._fits(stage, begin, end):
+                continue
+            updates = float(self.updates[end] - self.updates[begin]) / speed
+            first_update = updates if stage == 0 else self._first_update(bounds)
+            here = front + self.micro_batches * own + first_update
+            inside = float(self.costs.seconds[end] - self.costs.seconds[begin]) / speed
+            crossing = 2 * float(self.transfers[stage - 1][begin]) if stage else 0.0
+            behind = front + inside + crossing
+            rest = behind + float(self.rest[stage + 1][end]) if stage + 1 < self.stages else 0.0
+            bound = max(floor, here, rest + first_update)
+            options.append((bound, end, behind))
+        self.work_left -= len(options)
+        for bound, end, behind in sorted(options):
+            if bound >= self.limit * (1 - _ROUNDING) or self.work_left <= 0:
+                break
+            self._descend((*bounds, end), front=behind, floor=bound)
+
+    def _ends(self, stage: int, begin: int) -> range:
+        if stage == self.stages - 1:
+            return range(self.n, self.n + 1)
+        return range(begin + 1, self.n - (self.stages - stage - 1) + 1)
+
+    def _fits(self, stage: int, begin: int, end: int) -> bool:
+        limit = self.order[stage].memory_bytes
+        return limit is None or bool(self.needs[stage][0][end] - self.needs[stage][1][begin] <= limit)
+
+    def _first_update(self, bounds: Sequence[int]) -> float:
+        return float(self.updates[bounds[1]]) / self.order[0].speed
+
+    def _try(self, bounds: tuple[int, ...]) -> None:
+        seconds = self._simulate(bounds)
+        if seconds < self.limit:
+            self.best, self.limit = _Best(bounds, seconds), seconds
+
+    def _simulate(self, bounds: Sequence[int]) -> float:
+        self.work_left -= self.instructions
+        return simulate(self.schedule, step_costs(self.costs, self.order, bounds)).seconds

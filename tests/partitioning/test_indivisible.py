@@ -1,0 +1,62 @@
+import brute_force as reference
+import pytest
+from hypothesis import assume, given, settings
+
+from recparallel.partitioning.bottleneck import minimize_bottleneck
+from recparallel.partitioning.indivisible import indivisible, shortest_step, unbeatable_step
+from recparallel.partitioning.step_costs import predict_step
+from recparallel.plan import Device, LayerCost, Partition, Profile
+
+
+def profile_of(seconds, **options):
+    layers = [
+        LayerCost(
+            name=f"layer {i}", kind="head" if i == len(seconds) - 1 else "block", forward_seconds=s, backward_seconds=0
+        )
+        for i, s in enumerate(seconds)
+    ]
+    return Profile(layers=tuple(layers), micro_batch=1, sequence_length=1, **options)
+
+
+def test_a_head_that_bounds_the_pipeline_is_named_with_the_bound_and_the_remedy():
+    profile = profile_of([0.1, 0.1, 0.1, 0.3])
+    found = indivisible(profile, minimize_bottleneck(profile, 3))
+    assert found.bounds_it
+    assert found.layer.name == "layer 3"
+    assert found.sentence() == (
+        "layer 3 cannot be cut and bounds the pipeline: 300.00 ms of each micro-batch on the fastest device, 200.00 ms if all "
+        "work could be shared evenly; sharing its table among stages or tensor ranks would allow up to 1.50x"
+    )
+
+
+def test_a_pipeline_of_equal_layers_is_bounded_by_none():
+    profile = profile_of([0.1] * 9)
+    assert "no single layer bounds the pipeline" in indivisible(profile, minimize_bottleneck(profile, 3)).sentence()
+
+
+def test_the_bound_is_that_of_the_fastest_device():
+    profile = profile_of([0.2, 0.2, 0.4], devices=(Device(relative_speed=0.5), Device()))
+    assert indivisible(profile, minimize_bottleneck(profile, 2)).seconds == 0.4
+    faster = profile_of([0.2, 0.2, 0.4], devices=(Device(relative_speed=4), Device()))
+    assert indivisible(faster, minimize_bottleneck(faster, 2)).seconds == 0.1
+
+
+@settings(max_examples=500)
+@given(reference.profiles(most_layers=6, most_stages=3, limited=False))
+def test_no_cut_in_any_order_takes_less_than_the_shortest_step(instance):
+    profile, stages = instance
+    assume(stages > 1)
+    bound = unbeatable_step(profile, stages)
+    assert bound >= shortest_step(profile, stages)
+    for order in reference.orders(stages):
+        for bounds in reference.cuts(len(profile.layers), stages):
+            cut = Partition(bounds=bounds, method="all of them", device_order=order)
+            assert predict_step(profile, cut) >= bound * (1 - 1e-12)
+
+
+def test_the_shortest_step_counts_filling_draining_and_the_update():
+    """Two stages, the second one slow: one forward and one backward of the first, then its update."""
+    slow = LayerCost(name="slow", forward_seconds=2, backward_seconds=3, update_seconds=7)
+    quick = LayerCost(name="quick", forward_seconds=1, backward_seconds=1)
+    profile = Profile(layers=(quick, slow), micro_batch=1, sequence_length=1, num_micro_batches=4)
+    assert shortest_step(profile, 2) == pytest.approx(1 + 4 * 5 + 7)

@@ -445,3 +445,19 @@ def test_an_unknown_name_error_travels_between_ranks():
     received = pickle.loads(pickle.dumps(error))
     assert type(received) is UnknownNameError
     assert (str(received), received.known) == (str(error), error.known)
+
+
+@pytest.mark.parametrize("method", ["uniform", "parameters", "type:DecoderBlock"])
+@pytest.mark.parametrize("key", ["profile", "memory_gib"])
+def test_keys_that_a_method_would_ignore_are_refused(method, key):
+    value = "profile.json" if key == "profile" else 1.5
+    with pytest.raises(
+        ConfigError, match=f"{key} beside method '{method}', which measures nothing; allowed with profile"
+    ):
+        parse_config({"recparallel": {"partition": {"method": method, key: value}}})
+
+
+@pytest.mark.parametrize("memory", [0, -1, float("nan"), "much"])
+def test_memory_limits_out_of_range_are_refused(memory):
+    with pytest.raises(ConfigError, match=r"recparallel\.partition\.memory_gib"):
+        parse_config({"recparallel": {"partition": {"memory_gib": memory}}})

@@ -278,3 +278,23 @@ def test_a_second_start_measures_nothing(pools):
     (first, cut), (second, same) = pools[2].run(start_seconds, run=Run(partition="simulated_any_order"))
     assert first == second == []
     assert cut == same
+
+
+def limited(run, memory_gib):
+    import recparallel
+    from recparallel.errors import PartitionError
+
+    config = deepspeed_config(run, 1)
+    config["recparallel"]["partition"] = {"method": "profile", "memory_gib": memory_gib}
+    try:
+        recparallel.initialize(model=recommender(run), config=config, sample=global_batches(1)[0][0])
+    except PartitionError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_memory_limit_of_the_config_reaches_the_solver(pools):
+    assert pools[2].run(limited, run=Run(), memory_gib=1.0) == ["accepted", "accepted"]
+    for message in pools[2].run(limited, run=Run(), memory_gib=1e-6):
+        assert "no cut into 2 stages fits" in message
+        assert "on rank" in message

@@ -38,6 +38,7 @@ test-gpu: install
 bench: install
 	$(BIN)/python -m benchmarks selfcheck
 	$(BIN)/python -m benchmarks stock --json docs/results/stock.json
+	$(BIN)/python -m benchmarks partition --json docs/results/partition.json
 
 check: install
 	$(BIN)/ruff check .

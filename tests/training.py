@@ -110,7 +110,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": 0.01, "torch_adam": True}},
         "zero_optimization": {"stage": run.zero},
         "zero_allow_untested_optimizer": True,
-        "recparallel": {"stages": run.stages, "partition": {"method": run.partition}},
+        "recparallel": {"stages": run.stages, "partition": {"method": run.partition, "repeats": 1, "warmup": 0}},
         **run.deepspeed,
     }
     if run.compression is not None:

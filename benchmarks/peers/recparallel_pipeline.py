@@ -13,20 +13,22 @@ from benchmarks.peers.stage_timer import StageTimer
 from benchmarks.peers.trainer import Job, StepResult
 from recparallel.models.recommender import Recommender
 from recparallel.partitioning.costs import device_groups
-from recparallel.partitioning.indivisible import unbeatable_step
+from recparallel.partitioning.indivisible import shortest_step
 from recparallel.partitioning.step_costs import predict_step
 
 EXTRAS = {
     "stage_seconds": "s/step",
     "predicted_stage_seconds": "s/step",
+    "stage_error": "",
     "predicted_step_seconds": "s",
-    "unbeatable_step_seconds": "s",
+    "shortest_step_seconds": "s",
     "start_seconds": "s",
     "stage": "",
     "layers": "",
 }
-"""What each rank reports: how long its stage computes in a step, what was predicted of it and of the step, the time that no cut can
-beat, the seconds of ``initialize`` with its profile, and which stage it runs with how many layers."""
+"""What each rank reports: how long its stage computes in a step, what was predicted of it, and by which share that was
+wrong; what was predicted of the step, and the time that no cut can beat; the seconds of ``initialize`` with its profile; and
+which stage the rank runs, with how many layers."""
 
 
 class Ours:
@@ -67,7 +69,9 @@ class Ours:
         )
         assert num_targets(self._job.spec, number) > 0
         loss = self._engine.train_batch(iter(micro))
-        return StepResult(loss, extra=self._told | {"stage_seconds": self._timer.take()})
+        seconds = self._timer.take()
+        error = self._told["predicted_stage_seconds"] / seconds - 1
+        return StepResult(loss, extra=self._told | {"stage_seconds": seconds, "stage_error": error})
 
     def close(self) -> None:
         """Drop hooks and groups."""
@@ -86,7 +90,7 @@ class Ours:
         return {
             "predicted_stage_seconds": seconds * self._engine.micro_batches,
             "predicted_step_seconds": predict_step(profile, partition),
-            "unbeatable_step_seconds": unbeatable_step(profile, partition.num_stages),
+            "shortest_step_seconds": shortest_step(profile, partition.num_stages),
             "stage": float(stage),
             "layers": float(len(own)),
         }

@@ -36,7 +36,7 @@ class PartitionConfig(_Section):
     """
 
     method: str = "profile"
-    repeats: int = Field(default=3, ge=1, strict=True)
+    repeats: int = Field(default=5, ge=1, strict=True)
     warmup: int = Field(default=1, ge=0, strict=True)
     cache: bool = Field(default=True, strict=True)
     profile: str | None = None

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Sample = tuple[torch.Tensor, Any]
 
-_LEAST_SECONDS = 0.05
+_LEAST_SECONDS_PER_REPEAT = 0.1
 _GIB = 2**30
 
 
@@ -99,7 +99,7 @@ def _cached(
         recommender.layers,
         recommender.loss_fn,
         sample,
-        effort=Effort(config.repeats, config.warmup, _LEAST_SECONDS),
+        effort=Effort(config.repeats, config.warmup, _LEAST_SECONDS_PER_REPEAT * config.repeats),
         device=device,
         dtype=dtype,
         say=print if dist.get_rank() == 0 else lambda sentence: None,

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from recparallel.partitioning.costs import Costs, device_groups
-from recparallel.partitioning.device_order import minimize_bottleneck_any_order, minimize_step_any_order
+import numpy as np
+
+from recparallel.partitioning.costs import CROSSINGS, Costs, Floats, device_groups
+from recparallel.partitioning.device_order import minimize_bottleneck_any_order
 from recparallel.partitioning.step_costs import micro_batches_of
 from recparallel.plan import LayerCost, Partition, Profile
 
@@ -63,9 +65,9 @@ def indivisible(profile: Profile, partition: Partition) -> Indivisible:
 def shortest_step(profile: Profile, stages: int) -> float:
     """Seconds that no 1F1B step over contiguous cuts can beat, whatever the cut and the order of devices.
 
-    1. For every layer: all its micro-batches on the fastest device, behind one forward of all layers in front of it, and
-       before their backward or its own update, whichever is longer.
-    2. All micro-batches of the slowest stage of the best cut, transfers left out.
+    1. For every layer: all its micro-batches on the fastest device with the transfers that its stage cannot avoid, behind one
+       forward of all layers in front of it, and before their backward or its own update, whichever is longer.
+    2. All micro-batches of the slowest stage of the best cut.
     3. Where the first layer is tied to one that no cut can join to it: the first of these, then the exchange of their
        gradients over the fastest link, then the update.
 
@@ -76,20 +78,40 @@ def shortest_step(profile: Profile, stages: int) -> float:
     costs = Costs(profile, stages)
     fastest = max(group.speed for group in costs.groups)
     layers = profile.layers
-    through = [(float(costs.seconds[i]) + micro_batches * layer.seconds) / fastest for i, layer in enumerate(layers)]
-    with_update = [
-        (float(costs.forward[i]) + micro_batches * layer.seconds + layer.update_seconds) / fastest
+    own = [
+        micro_batches * layer.seconds / fastest + _least_transfers(costs, i, micro_batches, fastest)
         for i, layer in enumerate(layers)
     ]
-    schedule = max(through)
+    with_drain = [float(costs.seconds[i]) / fastest + seconds for i, seconds in enumerate(own)]
+    with_update = [
+        (float(costs.forward[i]) + layers[i].update_seconds) / fastest + seconds for i, seconds in enumerate(own)
+    ]
     behind = 0.0
     if _is_torn(profile, stages):
         behind = _least_exchange(profile) + layers[0].update_seconds / fastest
-    free = profile.model_copy(
-        update={"links": (), "devices": tuple(d.model_copy(update={"memory_bytes": None}) for d in profile.devices)}
-    )
-    slowest = micro_batches * max(minimize_bottleneck_any_order(free, stages).stage_seconds)
-    return max(*with_update, max(schedule, slowest) + behind)
+    slowest = micro_batches * max(minimize_bottleneck_any_order(profile, stages).stage_seconds)
+    return max(*with_update, max(*with_drain, slowest) + behind)
+
+
+def _least_transfers(costs: Costs, layer: int, micro_batches: int, fastest: float) -> float:
+    """Seconds of transfers that the stage of ``layer`` waits for at least, or of the work of all layers on one side of it if
+    it has no boundary there."""
+    links = costs.profile.links
+    if not any(link.between is None for link in links):
+        return 0.0
+    rate = max(link.bytes_per_second for link in links)
+    latency = min(link.latency_seconds for link in links)
+
+    def crossing(boundaries: Floats) -> float:
+        return CROSSINGS * micro_batches * (latency + float(boundaries.min()) / rate) if len(boundaries) else np.inf
+
+    n = costs.num_layers
+    work_left, work_right = float(costs.seconds[layer]), float(costs.seconds[n] - costs.seconds[layer + 1])
+    # In the first or in the last stage the layer only is where enough layers remain for the others.
+    alone_left = (micro_batches - 1) * work_left / fastest if layer <= n - costs.stages else np.inf
+    alone_right = micro_batches * work_right / fastest if layer >= costs.stages - 1 else np.inf
+    left = min(alone_left, crossing(costs.boundary[1 : layer + 1]))
+    return left + min(alone_right, crossing(costs.boundary[layer + 1 : n]))
 
 
 def _is_torn(profile: Profile, stages: int) -> bool:
@@ -105,13 +127,3 @@ def _least_exchange(profile: Profile) -> float:
         return 0.0
     size = min(layer.exchanged_bytes for layer in profile.layers if layer.tie == profile.layers[0].tie)
     return size / max(link.bytes_per_second for link in profile.links)
-
-
-def unbeatable_step(profile: Profile, stages: int) -> float:
-    """Seconds that no contiguous cut can beat in any order of devices, filling and draining included.
-
-    The longer of :func:`shortest_step` and, where it is proved, the best simulated step if transfers took no time.
-    """
-    free = minimize_step_any_order(profile.model_copy(update={"links": ()}), stages)
-    assert free.step_seconds is not None
-    return max(shortest_step(profile, stages), free.step_seconds if free.optimal else 0.0)

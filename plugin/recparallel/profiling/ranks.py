@@ -25,7 +25,7 @@ from recparallel.profiling.layers import (
 )
 from recparallel.profiling.links import measure_links
 
-_ALIKE = 0.12
+_ALIKE = 0.15
 """Ranks whose speeds differ by less count as equal: two measurements of one device differ by about as much."""
 
 
@@ -92,7 +92,8 @@ def profile_on_ranks(
 
     1. Every rank measures one layer that all measure, the one with the most layers like it: this tells its speed. The
        fastest rank is the device of relative speed 1.
-    2. The other layers are divided among the ranks, and what a rank measured is scaled by its speed.
+    2. The other layers are divided among the ranks, and what a rank measured is scaled by its speed. On CPUs, ranks that are
+       done go on computing until all are: cores of one machine share caches and memory, in a training too.
     3. Links are measured pair by pair.
 
     Raises:
@@ -111,6 +112,7 @@ def profile_on_ranks(
         answer = _Share(costs, describe_device(device))
     except Exception as error:
         answer = f"rank {rank}: {error!r}"
+    _compute_until_all_are_done(device, dtype)
     answers: list[Any] = [None] * world
     dist.all_gather_object(answers, answer)
     if failed := [a for a in answers if isinstance(a, str)]:
@@ -162,6 +164,17 @@ def relative_speeds(seconds: Sequence[float]) -> list[float]:
     means = {r: statistics.fmean(speeds[k] for k in kind) for kind in kinds for r in kind}
     fastest = max(means.values())
     return [means[r] / fastest for r in range(len(speeds))]
+
+
+def _compute_until_all_are_done(device: torch.device | str, dtype: torch.dtype) -> None:
+    everybody = dist.barrier(async_op=True)
+    if torch.device(device).type == "cpu" and everybody is not None:
+        factor, values = torch.ones(256, 256, dtype=dtype), torch.zeros(2**20)
+        while not everybody.is_completed():
+            _ = factor @ factor
+            values.add_(1.0)
+    if everybody is not None:
+        everybody.wait()
 
 
 def _merged(shares: Sequence[_Share], speeds: Sequence[float]) -> dict[int, LayerCost]:

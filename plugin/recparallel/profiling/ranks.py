@@ -105,7 +105,8 @@ def profile_on_ranks(
     # The ends first, as head and table cost the most: they go to different ranks.
     others = sorted((i for i in chosen if i != common), key=lambda i: (min(i, len(layers) - 1 - i), -i))
     wanted = {common, *others[rank::world]}
-    say(f"profiling {len(chosen)} of {len(layers)} layers (the others are like them) on {world} ranks")
+    alike = "" if len(chosen) == len(layers) else f" of {len(layers)}, the others being like one of them,"
+    say(f"profiling {len(chosen)} layers{alike} on {world} ranks")
     answer: _Share | str
     try:
         costs = measure_layers(layers, loss_fn, sample, wanted=wanted, effort=effort, device=device, dtype=dtype)

@@ -10,6 +10,7 @@ Whatever was measured is on disk at once; the same command goes on where it was 
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class Study:
         sides: those of a workload.
         workloads, clusters: names of those measured unless the command line says otherwise; a quick run takes the first.
         document: holds the tables of the last full run, between markers.
+        environment: variables of all ranks, the same on every side.
         extras: units of what sides report of themselves, by name (:class:`benchmarks.peers.trainer.StepResult`).
         bound: further bounds, from the results of a pair.
         conclude: further tables and plots, from all results, the path of the JSON, and the document if it is to be written.
@@ -77,6 +79,7 @@ class Study:
     workloads: tuple[str, ...]
     clusters: tuple[str, ...]
     document: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, str] = field(default_factory=dict)
     bound: Callable[[Results, Workload, ClusterSpec], None] = lambda results, workload, spec: None
     conclude: Callable[[Results, Path, Path | None], None] = lambda results, path, document: None
@@ -113,9 +116,18 @@ class Run:
 
     @contextmanager
     def enter(self, spec: ClusterSpec) -> Iterator[Cluster]:
-        """A cluster, emulated unless the options say otherwise."""
-        with Cluster(spec, local=self.options.local) as cluster:
-            yield cluster
+        """A cluster, emulated unless the options say otherwise; its ranks find the study's variables."""
+        former = {name: os.environ.get(name) for name in self.study.environment}
+        os.environ.update(self.study.environment)
+        try:
+            with Cluster(spec, local=self.options.local) as cluster:
+                yield cluster
+        finally:
+            for name, value in former.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def run_study(study: Study, options: Options) -> int:

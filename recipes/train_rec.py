@@ -26,6 +26,7 @@ from recparallel import events
 from recparallel.data import load_log
 from recparallel.data.histories import Histories
 from recparallel.data.splits import Split, leave_one_out
+from recparallel.engines.allocator import keep_freed_memory
 from recparallel.engines.checkpoint import POINTER, check_resumable, load_checkpoint, save_checkpoint
 from recparallel.engines.launch import clear_reports, running, set_threads
 from recparallel.engines.ranking import rank_targets
@@ -115,6 +116,7 @@ def main() -> None:
     with running(output_dir):
         check_arguments(arguments, output_dir)
         set_threads(arguments[2].threads_per_rank)
+        keep_freed_memory()
         train(arguments, output_dir)
 
 

@@ -1,0 +1,34 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from recparallel.engines.allocator import keep_freed_memory
+
+assert keep_freed_memory() or sys.argv[1] == "default"
+
+def faults(passes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(passes):
+        torch.empty(2**25, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(2)
+print(faults(10))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_a_block_that_is_freed_and_taken_again_causes_no_page_faults():
+    def run(mode, code):
+        done = subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    pages = 10 * 2**25 // 4096
+    assert run("kept", FAULTS) < 0.01 * pages
+    default = FAULTS.replace("assert keep_freed_memory() or", "assert")
+    assert run("default", default) > 0.5 * pages

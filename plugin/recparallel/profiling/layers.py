@@ -21,6 +21,8 @@ LossFunction = Callable[[Any, Any], Tensor]
 Progress = Callable[[Sequence[Layer]], Sequence[Layer]]
 
 _MOST_RUNS = 50
+_EVICTED_BYTES = 2**23
+"""Larger than a core's own caches."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def measure_layers(
        what comes out of it has the shape of what comes out of the last of them.
     2. A wanted layer runs ``warmup`` times untimed and ``repeats`` times timed, forward and backward; the median counts. The
        loss belongs to the last layer, since it runs where that layer runs.
-    3. Gradients add up from run to run, as they do over the micro-batches of a step.
+    3. Gradients add up from run to run, as they do over the micro-batches of a step, and a CPU's caches are cold before each
+       pass.
     """
     inputs, labels = sample
     shared: dict[str, nn.Module] = {}
@@ -178,11 +181,13 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
 
     output: Any = None
     masters = _masters(module)
+    evict = _evicting(x.device)
     runs = 1
     for repeat in range(effort.warmup + effort.repeats):
         forth = back = 0.0
         for _ in range(runs):
             entering = x.detach().requires_grad_(x.is_floating_point())
+            evict()
             start = _now(entering)
             if not kept and repeat == 0:
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -190,11 +195,14 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
             else:
                 output = run(entering)
             middle = _now(entering)
+            forth += middle - start
             if output.requires_grad:
-                output.backward(torch.ones_like(output))
+                gradient = torch.ones_like(output)
+                evict()
+                middle = _now(entering)
+                output.backward(gradient)
                 _accumulate(module, masters)
-            end = _now(entering)
-            forth, back = forth + middle - start, back + end - middle
+            back += _now(entering) - middle
         if repeat >= effort.warmup:
             forward.append(forth / runs)
             backward.append(back / runs)
@@ -203,6 +211,14 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
             runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / once)))
     module.zero_grad(set_to_none=True)
     return _Timing(statistics.median(forward), statistics.median(backward), sum(kept.values()), output.detach())
+
+
+def _evicting(device: torch.device) -> Callable[[], object]:
+    """What empties a CPU's caches before a pass: in a stage of several layers none finds its weights there."""
+    if device.type != "cpu":
+        return lambda: None
+    buffer = torch.zeros(_EVICTED_BYTES // 4)
+    return lambda: buffer.add_(1.0)
 
 
 def _masters(module: nn.Module) -> dict[nn.Parameter, Tensor]:

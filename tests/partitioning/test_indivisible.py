@@ -70,3 +70,5 @@ def test_the_shortest_step_counts_the_transfers_that_the_layer_cannot_avoid():
     links = (LinkCost(bytes_per_second=10),)
     profile = Profile(layers=layers, micro_batch=1, sequence_length=1, num_micro_batches=4, links=links)
     assert shortest_step(profile, 2) == 2 + 4 * (10 + 2)
+    measured = (LinkCost(bytes_per_second=10, between=(0, 1)),)  # as ranks measure them, pair by pair
+    assert shortest_step(profile.model_copy(update={"links": measured}), 2) == 2 + 4 * (10 + 2)

@@ -1,13 +1,14 @@
 """The layer that no cut can divide: which one bounds a pipeline, by how much, and what would lift it."""
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from recparallel.partitioning.costs import CROSSINGS, Costs, Floats, device_groups
 from recparallel.partitioning.device_order import minimize_bottleneck_any_order
 from recparallel.partitioning.step_costs import micro_batches_of
-from recparallel.plan import LayerCost, Partition, Profile
+from recparallel.plan import LayerCost, LinkCost, Partition, Profile
 
 _MOST_OF_IT = 0.9
 
@@ -88,7 +89,7 @@ def shortest_step(profile: Profile, stages: int) -> float:
     ]
     behind = 0.0
     if _is_torn(profile, stages):
-        behind = _least_exchange(profile) + layers[0].update_seconds / fastest
+        behind = _least_exchange(costs) + layers[0].update_seconds / fastest
     slowest = micro_batches * max(minimize_bottleneck_any_order(profile, stages).stage_seconds)
     return max(*with_update, max(*with_drain, slowest) + behind)
 
@@ -96,11 +97,10 @@ def shortest_step(profile: Profile, stages: int) -> float:
 def _least_transfers(costs: Costs, layer: int, micro_batches: int, fastest: float) -> float:
     """Seconds of transfers that the stage of ``layer`` waits for at least, or of the work of all layers on one side of it if
     it has no boundary there."""
-    links = costs.profile.links
-    if not any(link.between is None for link in links):
+    link = _best_link(costs)
+    if link is None:
         return 0.0
-    rate = max(link.bytes_per_second for link in links)
-    latency = min(link.latency_seconds for link in links)
+    rate, latency = link.bytes_per_second, link.latency_seconds
 
     def crossing(boundaries: Floats) -> float:
         return CROSSINGS * micro_batches * (latency + float(boundaries.min()) / rate) if len(boundaries) else np.inf
@@ -121,9 +121,22 @@ def _is_torn(profile: Profile, stages: int) -> bool:
     return tie is not None and any(layer.tie == tie and len(layers) - i < stages for i, layer in enumerate(layers) if i)
 
 
-def _least_exchange(profile: Profile) -> float:
-    """The least seconds in which copies of the first layer's table sum their gradients; pairs without a link take none."""
-    if not any(link.between is None for link in profile.links):
+def _least_exchange(costs: Costs) -> float:
+    """The least seconds in which copies of the first layer's table sum their gradients."""
+    link = _best_link(costs)
+    if link is None:
         return 0.0
-    size = min(layer.exchanged_bytes for layer in profile.layers if layer.tie == profile.layers[0].tie)
-    return size / max(link.bytes_per_second for link in profile.links)
+    layers = costs.profile.layers
+    return min(layer.exchanged_bytes for layer in layers if layer.tie == layers[0].tie) / link.bytes_per_second
+
+
+def _best_link(costs: Costs) -> LinkCost | None:
+    """One that no link between two groups beats; None where a pair has no link, as a transfer may cost nothing then."""
+    links = [costs.link(a, b) for a, b in combinations(costs.groups, 2)]
+    known = [link for link in links if link is not None]
+    if len(known) < len(links) or not known:
+        return None
+    return LinkCost(
+        bytes_per_second=max(link.bytes_per_second for link in known),
+        latency_seconds=min(link.latency_seconds for link in known),
+    )

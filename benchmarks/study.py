@@ -166,7 +166,11 @@ def announcement(pairs: Sequence[Pair], run: Run) -> str:
     """How long it will take, from the probes where they exist, else from experience."""
     probes, rounds = expected_seconds(pairs, run)
     total = probes + rounds
-    quick = f" (quick: global batch {_QUICK_BATCH}, {_QUICK_STEPS} measured steps a side)" if run.options.quick else ""
+    quick = (
+        f" (quick: global batch {_QUICK_BATCH}, {_QUICK_STEPS} measured steps a side, {_QUICK_SHORT_STEPS} of short ones)"
+        if run.options.quick
+        else ""
+    )
     where = ", ".join(f"{workload} on {cluster}" for workload, cluster in (pair.names for pair in pairs))
     return (
         f"{run.study.name}: {where}; {run.rounds} rounds of all sides{quick}\n"

@@ -45,10 +45,15 @@ def profiles(draw, *, most_layers=7, most_stages=4, limited=None):
         Device(name=f"device {i}", relative_speed=draw(st.sampled_from([0.5, 1.0, 2.0])), memory_bytes=draw(memory))
         for i in range(stages)
     )
-    generic = LinkCost(bytes_per_second=draw(rates), latency_seconds=draw(st.sampled_from([0.0, 0.5])))
+    beside = st.sampled_from([0.0, 0.25])
+    generic = LinkCost(
+        bytes_per_second=draw(rates),
+        latency_seconds=draw(st.sampled_from([0.0, 0.5])),
+        busy_seconds_per_byte=draw(beside),
+    )
     links = [generic] if draw(st.integers(0, 3)) else []
     own = [pair for pair in combinations(range(stages), 2) if draw(st.integers(0, 2)) == 0]
-    links += [LinkCost(bytes_per_second=draw(rates), between=pair) for pair in own]
+    links += [LinkCost(bytes_per_second=draw(rates), busy_seconds_per_byte=draw(beside), between=pair) for pair in own]
     return (
         Profile(
             layers=tuple(layers),
@@ -57,6 +62,7 @@ def profiles(draw, *, most_layers=7, most_stages=4, limited=None):
             devices=devices if draw(st.booleans()) or limited else (),
             links=tuple(links) if draw(st.booleans()) else (),
             num_micro_batches=draw(st.integers(1, 5)),
+            schedule=draw(st.sampled_from(["1f1b", "eager_1f1b"])),
         ),
         stages,
     )
@@ -72,11 +78,20 @@ def orders(stages):
 
 
 def stage_seconds(profile, bounds, order):
-    """Of each stage: its layers on its device, and two tensors over each boundary."""
+    """Of each stage: its layers on its device, and two tensors over each boundary; in the eager schedule, where these cross
+    beside the computation, what they take from it, and at least one tensor over the boundary before it."""
     stages = len(bounds) - 1
     seconds = []
     for stage, (a, b) in enumerate(zip(bounds, bounds[1:])):
         total = math.fsum(layer.seconds for layer in profile.layers[a:b]) / speed_of(profile, order[stage])
+        if profile.schedule == "eager_1f1b":
+            for other, cut in ((stage - 1, a), (stage + 1, b)):
+                if 0 <= other < stages:
+                    total += 2 * busy(profile, order[stage], order[other], cut)
+            if stage:
+                total = max(total, crossing(profile, order[stage - 1], order[stage], a))
+            seconds.append(total)
+            continue
         if stage:
             total += 2 * crossing(profile, order[stage - 1], order[stage], a)
         if stage + 1 < stages:
@@ -96,6 +111,13 @@ def crossing(profile, a, b, cut):
     )
 
 
+def busy(profile, own, other, cut):
+    link = profile.link(own, other)
+    if link is None:
+        return 0.0
+    return link.busy_seconds_per_byte * profile.layers[cut - 1].boundary_bytes
+
+
 def fits(profile, bounds, order):
     stages = len(bounds) - 1
     for stage, (a, b) in enumerate(zip(bounds, bounds[1:])):
@@ -106,7 +128,8 @@ def fits(profile, bounds, order):
 
 
 def bytes_needed(profile, stage, stages, a, b):
-    kept = min(stages - stage, profile.num_micro_batches or stages)
+    ahead = stages - stage if profile.schedule == "1f1b" else 2 * (stages - stage) - 1
+    kept = min(ahead, profile.num_micro_batches or stages)
     needed = sum(
         2 * layer.parameter_bytes + layer.optimizer_bytes  # gradients as large as the weights
         for layer in profile.layers[a:b]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recparallel.plan import LayerCost, Partition, Profile, Shape
+from recparallel.plan import LayerCost, LinkCost, Partition, Profile, Shape
 
 ARCHITECTURE = {
     "model_type": "llama",
@@ -68,7 +68,11 @@ def test_every_format(profile):
     section = json.loads(run("partition", profile, "--stages", 2, "--format", "deepspeed").stdout)
     assert section == {
         "train_micro_batch_size_per_gpu": 1,
-        "recparallel": {"stages": 2, "partition": {"method": "profile", "profile": str(profile)}},
+        "recparallel": {
+            "stages": 2,
+            "schedule": "eager_1f1b",
+            "partition": {"method": "profile", "profile": str(profile)},
+        },
     }
     virtual = run("partition", profile, "--stages", 2, "--virtual", 2, "--format", "megatron").stdout
     assert virtual.count("|") == 3
@@ -78,6 +82,26 @@ def test_every_format(profile):
 def test_with_micro_batches_the_step_is_predicted(profile):
     printed = run("partition", profile, "--stages", 2, "--num-micro-batches", 4).stdout
     assert "predicted step" in printed
+
+
+def test_the_schedule_decides_what_is_predicted(tmp_path):
+    """Two stages, two tensors over the boundary in each of 4 micro-batches, at 1 s each."""
+    layers = [
+        LayerCost(name="a", forward_seconds=1, backward_seconds=1, boundary_bytes=10),
+        LayerCost(name="b", forward_seconds=5, backward_seconds=5),
+    ]
+    links = (LinkCost(bytes_per_second=10),)
+    path = tmp_path / "profile.json"
+    path.write_text(
+        Profile(layers=layers, micro_batch=1, sequence_length=1, num_micro_batches=4, links=links).model_dump_json()
+    )
+    steps = {
+        schedule: Partition.model_validate_json(
+            run("partition", path, "--stages", 2, "--format", "json", *schedule).stdout
+        ).step_seconds
+        for schedule in ((), ("--schedule", "eager_1f1b"), ("--schedule", "1f1b"))
+    }
+    assert list(steps.values()) == [2 + 4 * 10 + 2, 2 + 4 * 10 + 2, 2 + 4 * 10 + 8]
 
 
 def test_the_schema_is_printed():

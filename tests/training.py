@@ -28,6 +28,7 @@ class Run:
     family: str = "llama"
     dtype: str = "fp32"
     loss: str = "cross_entropy"
+    schedule: str = "eager_1f1b"
     compression: dict[str, Any] | None = None
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
@@ -110,7 +111,11 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": 0.01, "torch_adam": True}},
         "zero_optimization": {"stage": run.zero},
         "zero_allow_untested_optimizer": True,
-        "recparallel": {"stages": run.stages, "partition": {"method": run.partition, "repeats": 1, "warmup": 0}},
+        "recparallel": {
+            "stages": run.stages,
+            "schedule": run.schedule,
+            "partition": {"method": run.partition, "repeats": 1, "warmup": 0},
+        },
         **run.deepspeed,
     }
     if run.compression is not None:

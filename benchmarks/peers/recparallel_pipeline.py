@@ -12,9 +12,8 @@ from benchmarks.peers.deepspeed_config import config_of, forget_groups, join
 from benchmarks.peers.stage_timer import StageTimer
 from benchmarks.peers.trainer import Job, StepResult
 from recparallel.models.recommender import Recommender
-from recparallel.partitioning.costs import device_groups
 from recparallel.partitioning.indivisible import shortest_step
-from recparallel.partitioning.step_costs import predict_step
+from recparallel.partitioning.step_costs import computing_seconds, predict_step
 
 EXTRAS = {
     "stage_seconds": "s/step",
@@ -84,15 +83,12 @@ class Ours:
         module = self._engine.module
         partition, profile = module.partition, module.profile
         stage = module.stage_id
-        own = profile.layers[partition.bounds[stage] : partition.bounds[stage + 1]]
-        group = partition.device_order[stage] if partition.device_order else stage
-        seconds = sum(layer.seconds for layer in own) / device_groups(profile, partition.num_stages)[group].speed
         return {
-            "predicted_stage_seconds": seconds * self._engine.micro_batches,
+            "predicted_stage_seconds": computing_seconds(profile, partition)[stage],
             "predicted_step_seconds": predict_step(profile, partition),
             "shortest_step_seconds": shortest_step(profile, partition.num_stages),
             "stage": float(stage),
-            "layers": float(len(own)),
+            "layers": float(partition.bounds[stage + 1] - partition.bounds[stage]),
         }
 
 

@@ -36,6 +36,13 @@ class Format(str, Enum):
     megatron = "megatron"
 
 
+class Schedule(str, Enum):
+    """Of a pipeline with one chunk a stage."""
+
+    eager_1f1b = "eager_1f1b"
+    one_f_one_b = "1f1b"
+
+
 class Precision(str, Enum):
     """Of the weights."""
 
@@ -134,6 +141,12 @@ def partition(
     num_micro_batches: Annotated[int | None, typer.Option(min=1, help="of a step, in each replica")] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="sequences, where the profile has several")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="positions, where the profile has several")] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(
+            help="that will run, instead of the profile's; if neither says, eager_1f1b, for --format megatron 1f1b"
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option(help="what to print")] = Format.table,
 ) -> None:
     """Cut a profiled model into pipeline stages."""
@@ -145,6 +158,10 @@ def partition(
         measured = measured.at(micro_batch or measured.micro_batch, length)
     if num_micro_batches is not None:
         measured = measured.model_copy(update={"num_micro_batches": num_micro_batches})
+    if schedule is not None:
+        measured = measured.model_copy(update={"schedule": schedule.value})
+    elif format is Format.megatron and "schedule" not in measured.model_fields_set:
+        measured = measured.model_copy(update={"schedule": Schedule.one_f_one_b.value})
     if virtual > 1 or method == "interleaved":
         if method not in (None, "interleaved"):
             raise PartitionError(
@@ -184,7 +201,8 @@ def deepspeed_section(cut: Partition, measured: Profile, path: Path) -> dict[str
     if measured.num_micro_batches is not None:
         section["gradient_accumulation_steps"] = measured.num_micro_batches
     partition = {"method": cut.method, "profile": str(path.absolute())}
-    return {**section, "recparallel": {"stages": cut.num_stages, "partition": partition}}
+    own = {"stages": cut.num_stages, "schedule": measured.schedule, "partition": partition}
+    return {**section, "recparallel": own}
 
 
 def _print_table(cut: Partition, measured: Profile) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from recparallel import registry
 from recparallel.errors import ConfigError, UnknownNameError
+from recparallel.plan import PipelineScheduleName
 
 SECTION = "recparallel"
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -94,12 +95,15 @@ class RecParallelConfig(_Section):
     Attributes:
         stages: pipeline stages; the remaining factor of the world size is the number of replicas.
         seed: of initial weights, dropout and negatives; results do not depend on how the work is cut.
+        schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
+            is DeepSpeed's own.
         partition: how layers are cut into stages.
         compression: what replicas exchange; leave it out and DeepSpeed's own exchange runs untouched.
     """
 
     stages: int = Field(default=1, ge=1, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
+    schedule: PipelineScheduleName = "eager_1f1b"
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
 

@@ -15,7 +15,7 @@ class Phase:
     """One phase of a training step on this rank took ``seconds``.
 
     ``name`` is one of ``forward``, ``backward``, ``send_activation``, ``recv_activation``, ``send_grad``,
-    ``recv_grad``, ``load``, ``reduce_tied``, ``reduce``, ``optimizer``.
+    ``recv_grad``, ``begin_transfers``, ``finish_transfers``, ``load``, ``reduce_tied``, ``reduce``, ``optimizer``.
     """
 
     name: str
@@ -24,7 +24,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Transfer:
-    """``num_bytes`` crossed a stage boundary; ``direction`` is ``"send"`` or ``"recv"``, ``peer`` the other stage."""
+    """``num_bytes`` crossed a stage boundary; ``direction`` is ``"send"`` or ``"recv"``, ``peer`` the other stage.
+
+    ``seconds`` are those that the stage stood still for it: next to none where transfers run beside the computation.
+    """
 
     direction: str
     peer: int

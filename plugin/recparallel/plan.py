@@ -22,6 +22,9 @@ class _Word(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+PipelineScheduleName = Literal["1f1b", "eager_1f1b"]
+"""``1f1b`` is DeepSpeed's own, its transfers block; in ``eager_1f1b`` they run beside the computation."""
+
 LayerKind = Literal["embedding", "block", "norm", "head", "other"]
 
 
@@ -72,10 +75,17 @@ class LayerCost(_Word):
 
 
 class LinkCost(_Word):
-    """A link between two devices; without ``between`` it is that of every pair that has none of its own."""
+    """A link between two devices.
+
+    Attributes:
+        bytes_per_second, latency_seconds: of a tensor that crosses it.
+        busy_seconds_per_byte: that sending or receiving a byte holds up what a device computes beside it.
+        between: two devices; None is every pair that has no link of its own.
+    """
 
     bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
     latency_seconds: Seconds = 0.0
+    busy_seconds_per_byte: Seconds = 0.0
     between: tuple[int, int] | None = None
 
     def seconds(self, num_bytes: int) -> float:
@@ -111,6 +121,7 @@ class Profile(_Word):
             of the slowest of its group. Without any, all are alike.
         num_micro_batches: of a step, in each replica; decides how many activations a stage keeps. Without it, as many
             as there are stages.
+        schedule: that the pipeline will run; decides what a transfer costs, and how many activations a stage keeps.
         shapes: the same layers with other micro-batches; :meth:`at` goes between them.
     """
 
@@ -121,6 +132,7 @@ class Profile(_Word):
     links: tuple[LinkCost, ...] = ()
     devices: tuple[Device, ...] = ()
     num_micro_batches: Count | None = None
+    schedule: PipelineScheduleName = "eager_1f1b"
     shapes: tuple[Shape, ...] = ()
 
     @model_validator(mode="after")
@@ -222,7 +234,8 @@ class Partition(_Word):
             to stage ``c mod num_stages``.
         method: what made it.
         virtual: chunks of each stage (Megatron's interleaved schedule).
-        stage_seconds: predicted time of one micro-batch, forward, backward and the transfers that a stage waits for;
+        stage_seconds: predicted time between two micro-batches that a stage could keep up by itself: forward, backward
+            and the transfers that it waits for, or the transfer of its input where that takes longer and runs beside;
             empty when the method does not predict.
         step_seconds: predicted time of a training step; None when the method does not predict it.
         device_order: stage ``s`` runs on device group ``device_order[s]`` of the profile; empty is their own order.

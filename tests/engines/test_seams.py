@@ -18,6 +18,7 @@ SOURCES = sorted(Path(engines.__path__[0]).glob("*.py"))
 OWN_CLASSES = {
     "_DenseExchange",
     "_Tie",
+    "_Transfers",
     "_ZeroOneExchange",
 }
 OWN_ATTRIBUTES = {
@@ -31,6 +32,21 @@ OWN_ATTRIBUTES = {
     "_topology",
     "_agree",
     "_check",
+    # _Transfers, Outbox, Inbox
+    "_engine",
+    "_activations",
+    "_gradients",
+    "_activations_sent",
+    "_gradients_sent",
+    "_destination",
+    "_most",
+    "_going",
+    "_source",
+    "_to_post",
+    "_group",
+    "_coming",
+    "_like",
+    "_post",
     # StepSummary
     "_sums",
     "_steps",

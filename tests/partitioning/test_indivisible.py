@@ -4,7 +4,7 @@ from hypothesis import assume, given, settings
 
 from recparallel.partitioning.bottleneck import minimize_bottleneck
 from recparallel.partitioning.indivisible import indivisible, shortest_step
-from recparallel.partitioning.step_costs import predict_step
+from recparallel.partitioning.step_costs import computing_seconds, predict_step
 from recparallel.plan import Device, LayerCost, LinkCost, Partition, Profile
 
 
@@ -61,14 +61,31 @@ def test_the_shortest_step_counts_filling_draining_and_the_update():
     assert shortest_step(profile, 2) == pytest.approx(1 + 4 * 5 + 7)
 
 
-def test_the_shortest_step_counts_the_transfers_that_the_layer_cannot_avoid():
-    """The head waits for an activation and hands a gradient back, at 1 s each, in each of 4 micro-batches."""
+@pytest.mark.parametrize(("schedule", "crossings"), [("1f1b", 4), ("eager_1f1b", 1)])
+def test_the_shortest_step_counts_the_transfers_that_the_layer_cannot_avoid(schedule, crossings):
+    """The head waits for an activation and hands a gradient back, at 1 s each: in each of 4 micro-batches where transfers
+    block, else of the first and of the last one alone."""
     layers = [
         LayerCost(name="front", forward_seconds=1, backward_seconds=1, boundary_bytes=10),
         LayerCost(name="head", forward_seconds=5, backward_seconds=5),
     ]
-    links = (LinkCost(bytes_per_second=10),)
+    for between in (None, (0, 1)):  # one for all pairs, or as ranks measure them, pair by pair
+        links = (LinkCost(bytes_per_second=10, between=between),)
+        profile = Profile(
+            layers=layers, micro_batch=1, sequence_length=1, num_micro_batches=4, links=links, schedule=schedule
+        )
+        assert shortest_step(profile, 2) == 2 + 4 * 10 + 2 * crossings
+
+
+def test_transfers_hold_up_a_stage_in_proportion_to_its_share_of_the_step():
+    """Both stages lose 2 s a micro-batch to two tensors; the head computes 4 · 12 of 51 s, the front 4 · 3."""
+    layers = [
+        LayerCost(name="front", forward_seconds=0.5, backward_seconds=0.5, boundary_bytes=1),
+        LayerCost(name="head", forward_seconds=5, backward_seconds=5),
+    ]
+    links = (LinkCost(bytes_per_second=1e9, busy_seconds_per_byte=1.0),)
     profile = Profile(layers=layers, micro_batch=1, sequence_length=1, num_micro_batches=4, links=links)
-    assert shortest_step(profile, 2) == 2 + 4 * (10 + 2)
-    measured = (LinkCost(bytes_per_second=10, between=(0, 1)),)  # as ranks measure them, pair by pair
-    assert shortest_step(profile.model_copy(update={"links": measured}), 2) == 2 + 4 * (10 + 2)
+    cut = minimize_bottleneck(profile, 2)
+    step = predict_step(profile, cut)
+    assert step == pytest.approx(1.5 + 48 + 1.5)
+    assert computing_seconds(profile, cut) == pytest.approx([4 + 8 * 12 / step, 40 + 8 * 48 / step])

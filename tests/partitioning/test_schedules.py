@@ -13,6 +13,7 @@ from recparallel.partitioning.schedules import (
     COMPUTE,
     FORWARD,
     TALK,
+    eager_one_forward_one_backward,
     interleaved,
     one_forward_one_backward,
 )
@@ -79,6 +80,7 @@ def _named(instruction, stage, stages):
 
 
 schedules = st.one_of(
+    st.tuples(st.integers(1, 5), st.integers(1, 8)).map(lambda a: (eager_one_forward_one_backward(*a), a[0], 1, a[1])),
     st.tuples(st.integers(1, 5), st.integers(1, 8)).map(lambda a: (one_forward_one_backward(*a), a[0], 1, a[1])),
     st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)).map(
         lambda a: (interleaved(a[0], a[0] * a[1], a[2]), a[0], a[2], a[0] * a[1])
@@ -135,6 +137,25 @@ def test_blocking_transfers_hold_up_both_ends():
     played = simulate(one_forward_one_backward(2, 1), costs)
     assert played.seconds == 1 + 16 + 2 + 8 + 16 + 4
     assert played.ends == (played.seconds, 1 + 16 + 2 + 8 + 16)
+
+
+def test_a_link_carries_one_tensor_at_a_time_in_each_direction():
+    """Two forwards are ready at 1 s and 2 s; the second waits for the first, their gradients meet nothing."""
+    costs = StepCosts([1.0, 0.0], [0.0, 0.0], [16.0])
+    assert simulate(eager_one_forward_one_backward(2, 2), costs).seconds == 1 + 16 + 16 + 16
+
+
+@pytest.mark.parametrize("stages", [2, 4, 8])
+def test_transfers_that_are_shorter_than_a_stage_cost_the_eager_schedule_nothing_but_the_first_and_last(stages):
+    costs = StepCosts([1.0] * stages, [2.0] * stages, [0.75] * (stages - 1))
+    alone = StepCosts([1.0] * stages, [2.0] * stages, [0.0] * (stages - 1))
+    once = 2 * 0.75 * (stages - 1)
+    for micro_batches in (2 * stages, 8 * stages):
+        eager = eager_one_forward_one_backward(stages, micro_batches)
+        assert simulate(eager, costs).seconds <= simulate(eager, alone).seconds + once
+        assert simulate(one_forward_one_backward(stages, micro_batches), costs).seconds > (
+            simulate(eager, costs).seconds + 0.75 * micro_batches
+        )
 
 
 def test_what_follows_the_schedule_is_added_stage_by_stage():

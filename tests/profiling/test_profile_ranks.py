@@ -68,6 +68,20 @@ def test_every_rank_gets_the_same_whole_profile(pools):
     assert all(layer.update_seconds > 0 for layer in profile.layers)
 
 
+def interference(device="cpu", slowest_rate=1e6):
+    from recparallel.profiling.interference import measure_interference
+
+    return measure_interference(device, torch.float32, slowest_rate)
+
+
+def test_what_transfers_take_from_the_computation_beside_them_is_a_small_price_a_byte(pools):
+    """A copy of a byte takes less than a microsecond everywhere; the tensors are as small as a slow link needs."""
+    assert all(0 <= price < 1e-6 for price in pools[2].run(interference, slowest_rate=1e9))
+    assert all(0 <= price < 1e-3 for price in pools[2].run(interference, slowest_rate=10.0))
+    assert pools[1].run(interference) == [0.0]
+    assert pools[2].run(interference, device="meta") == [0.0, 0.0]
+
+
 def test_layers_are_shared_out_and_random_numbers_left_alone(pools):
     built = dict(pools[2].run(shares))
     assert built[0] == ["embedding", "blocks.0", "norm", "head"]  # in front of the head all must run once

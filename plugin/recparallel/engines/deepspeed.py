@@ -33,6 +33,7 @@ from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
 from recparallel.engines.clipping import clip_gradients
 from recparallel.engines.dense_exchange import bind_exchange_report
+from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
@@ -148,6 +149,7 @@ def initialize(
         dtype=getattr(torch, precision(deepspeed_config)),
         sample=sample,
         num_micro_batches=_num_micro_batches(deepspeed_config, section),
+        schedule=section.schedule,
         optimizer_shares=_world_size() // section.stages if zero_stage(deepspeed_config) else 1,
         profile=profile,
         fixed=partition,
@@ -168,6 +170,7 @@ def attach(
 ) -> Handle:
     """Put recparallel on an engine that exists.
 
+    * a pipeline of ours runs the schedule that it was cut for (``eager_schedule.py``);
     * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``), and an
       evaluation that takes any batch size (``evaluation_step.py``);
     * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once (``clipping.py``);
@@ -203,6 +206,8 @@ def attach(
             bind_gradient_hook(engine, bound, bindings)
         plan = None
         if isinstance(engine, PipelineEngine):
+            if _runs_eagerly(engine, section):
+                bind_eager_schedule(engine, bindings)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
             if bound is None and dist.get_world_size(group) > 1:
@@ -216,6 +221,22 @@ def attach(
         bindings.remove()
         raise
     return handle
+
+
+def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:
+    """Our pipelines hand one tensor of one shape on; someone else's keeps DeepSpeed's schedule.
+
+    Raises:
+        ConfigError: the pipeline was cut for another schedule than the config asks for.
+    """
+    module = engine.module
+    built_for = module.schedule if isinstance(module, RecommenderPipeline) else "1f1b"
+    if "schedule" in section.model_fields_set and section.schedule != built_for:
+        raise ConfigError(
+            f"recparallel.schedule is {section.schedule!r}, but this pipeline was built for {built_for!r}; leave it out, or "
+            "build the pipeline by recparallel.initialize with a Recommender"
+        )
+    return built_for == "eager_1f1b" and engine.num_stages > 1 and not engine.dynamic_shape
 
 
 def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from recparallel.config import PartitionConfig
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.recommender import Recommender
-from recparallel.plan import Device, Profile
+from recparallel.plan import Device, PipelineScheduleName, Profile
 from recparallel.profiling import cache
 from recparallel.profiling.device import describe_device
 from recparallel.profiling.files import read_profile
@@ -36,6 +36,7 @@ def obtain_profile(
     device: str,
     dtype: torch.dtype,
     num_micro_batches: int | None,
+    schedule: PipelineScheduleName,
     optimizer_shares: int = 1,
 ) -> Profile:
     """Collective over the default group; every rank gets the same profile.
@@ -48,6 +49,7 @@ def obtain_profile(
         device: of this rank.
         dtype: of the weights.
         num_micro_batches: of a step, in each replica.
+        schedule: that the pipeline will run.
         optimizer_shares: replicas among which the optimizer's state and work are divided (ZeRO-1).
 
     Raises:
@@ -65,6 +67,7 @@ def obtain_profile(
             f"the profile lists {len(profile.devices)} devices, the launch has {dist.get_world_size()} ranks; list one a rank, "
             "or none"
         )
+    profile = profile.model_copy(update={"schedule": schedule})
     return _limited(profile, config, num_micro_batches, optimizer_shares)
 
 

@@ -17,7 +17,7 @@ from recparallel.engines.seeding import base_seed, seed_layer
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
-from recparallel.plan import Partition, Profile
+from recparallel.plan import Partition, PipelineScheduleName, Profile
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 
@@ -33,6 +33,7 @@ class RecommenderPipeline(PipelineModule):
         dtype: of the weights that will be trained; layers are timed in it.
         sample: one micro-batch, for partitioners that measure; timed by all ranks.
         num_micro_batches: of a step, in each replica.
+        schedule: that the engine will run.
         optimizer_shares: replicas among which the optimizer's state is divided (ZeRO-1).
         profile: use this profile instead of measuring.
         fixed: use this cut, whatever the method; a run that resumes needs the one it was stored with.
@@ -54,6 +55,7 @@ class RecommenderPipeline(PipelineModule):
         dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
         num_micro_batches: int | None = None,
+        schedule: PipelineScheduleName = "eager_1f1b",
         optimizer_shares: int = 1,
         profile: Profile | None = None,
         fixed: Partition | None = None,
@@ -61,6 +63,7 @@ class RecommenderPipeline(PipelineModule):
     ) -> None:
         self._layers = recommender.layers
         self.profile = profile
+        self.schedule = schedule
         if fixed is None and partition.measured and num_stages == 1:
             fixed = Partition(bounds=(0, len(recommender.layers)), method=partition.method)  # nothing to cut or measure
         if fixed is None and partition.measured:
@@ -72,6 +75,7 @@ class RecommenderPipeline(PipelineModule):
                 device=get_accelerator().current_device_name(),
                 dtype=dtype,
                 num_micro_batches=num_micro_batches,
+                schedule=schedule,
                 optimizer_shares=optimizer_shares,
             )
             fixed = self._solve(partition.method, num_stages)

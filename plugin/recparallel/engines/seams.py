@@ -34,6 +34,10 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "deepspeed.runtime.pipe.engine:PipelineEngine.reset_activation_shape": ("self",),
     "deepspeed.runtime.pipe.engine:PipelineEngine.set_dataiterator": ("self", "iterator"),
     "deepspeed.runtime.pipe.engine:PipelineEngine._INSTRUCTION_MAP": (),
+    "deepspeed.runtime.pipe.engine:PipelineEngine._train_schedule": ("self",),
+    "deepspeed.runtime.pipe.engine:PipelineEngine._send_tensor_meta": ("self", "buffer", "recv_stage"),
+    "deepspeed.runtime.pipe.engine:PipelineEngine._recv_tensor_meta": ("self", "send_stage"),
+    "deepspeed.runtime.pipe.schedule:PipeSchedule._buffer_idx": ("self", "micro_batch_id"),
     "deepspeed.runtime.pipe.engine:PipelineEngine._bf16_reduce_grads": ("self",),
     # gradients
     "deepspeed.runtime.engine:DeepSpeedEngine.allreduce_gradients": ("self", "bucket_size"),

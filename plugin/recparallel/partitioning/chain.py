@@ -20,13 +20,19 @@ Table: TypeAlias = tuple[Floats, Floats]
 
 
 def cut_chain(
-    costs: Sequence[Table], num_layers: int, *, needs: Sequence[Table | None] = (), limits: Sequence[float | None] = ()
+    costs: Sequence[Table],
+    num_layers: int,
+    *,
+    least: Sequence[Floats] = (),
+    needs: Sequence[Table | None] = (),
+    limits: Sequence[float | None] = (),
 ) -> list[int] | None:
     """Cut a chain into non-empty stages so that the costliest is as cheap as possible.
 
     Args:
         costs: of each stage.
         num_layers: of the chain; at least one for each stage.
+        least: of each stage, by its begin: what it costs at least.
         needs: of each stage, what must not exceed its limit; empty is no limit at all.
         limits: of each stage; None is no limit.
 
@@ -40,6 +46,8 @@ def cut_chain(
     for stage, cost in enumerate(costs):
         own = needs[stage] if needs else None
         limit = limits[stage] if limits else None
+        if least:
+            best = np.maximum(best, least[stage])
         best, choice = extend(best, cost, first=stage, last=num_layers - (stages - stage), needs=own, limit=limit)
         choices.append(choice)
     if best[num_layers] == np.inf:

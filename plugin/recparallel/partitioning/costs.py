@@ -1,9 +1,10 @@
 """What a stage costs, as a function of where it begins and ends: the ground under every solver.
 
-Seconds of stage ``i … j`` on a device of speed ``v``, for one micro-batch: ``(W[j] - W[i]) / v``, plus the transfers that
-it waits for: an activation and its gradient cross each of its two boundaries. Bytes: weights, gradients and optimizer
-state once; activations, and the tensors at both boundaries, once for every micro-batch in flight. Both have the form
-``ends[j] - begins[i]``, so a solver gets them for all stages at once by one subtraction.
+Seconds of stage ``i … j`` on a device of speed ``v``, for one micro-batch: ``(W[j] - W[i]) / v``, and what an activation and its
+gradient cost that cross each of its two boundaries. Where transfers block, that is their whole time; where they run beside the
+computation, what they take from it, and the stage cannot be faster than its input arrives. Bytes: weights, gradients and
+optimizer state once; activations, and the tensors at both boundaries, once for every micro-batch in flight. Both have the
+form ``ends[j] - begins[i]``, so a solver gets them for all stages at once by one subtraction.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recparallel.errors import PartitionError
+from recparallel.partitioning.schedules import PIPELINE_SCHEDULES
 from recparallel.plan import LinkCost, Profile
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -63,6 +65,7 @@ class Costs:
         self.activations = _prefix([layer.activation_bytes for layer in layers])
         self.boundary = np.array([0, *(layer.boundary_bytes for layer in layers[:-1]), 0], dtype=np.float64)
         self.num_micro_batches = profile.num_micro_batches or stages
+        self.schedule = PIPELINE_SCHEDULES[profile.schedule]
 
     def link(self, a: Group, b: Group) -> LinkCost | None:
         """The slowest of the links between two groups, replica by replica; None costs nothing."""
@@ -73,6 +76,7 @@ class Costs:
         return LinkCost(
             bytes_per_second=min(link.bytes_per_second for link in slowest),
             latency_seconds=max(link.latency_seconds for link in slowest),
+            busy_seconds_per_byte=max(link.busy_seconds_per_byte for link in slowest),
         )
 
     def transfer(self, a: Group | None, b: Group | None) -> Floats:
@@ -85,13 +89,34 @@ class Costs:
     def stage_seconds(self, group: Group, before: Group | None, behind: Group | None) -> tuple[Floats, Floats]:
         """``(ends, begins)`` of the seconds of a stage on ``group`` between its two neighbours."""
         work = self.seconds / group.speed
-        ends = work + CROSSINGS * self.transfer(group, behind)
-        begins = work - CROSSINGS * self.transfer(before, group)
+        ends = work + CROSSINGS * self.crossing(group, behind)
+        begins = work - CROSSINGS * self.crossing(group, before)
         return ends, begins
+
+    def crossing(self, own: Group, other: Group | None) -> Floats:
+        """Seconds that one tensor which crosses each cut to a neighbour costs a stage on ``own``: all of its transfer where
+        that blocks, else what it takes from the computation beside it."""
+        if self.schedule.blocking:
+            return self.transfer(own, other)
+        return self.busy(own, other)
+
+    def busy(self, own: Group, other: Group | None) -> Floats:
+        """Seconds of computation on ``own`` that one tensor takes which crosses each cut beside it."""
+        link = None if other is None else self.link(own, other)
+        if link is None or self.schedule.blocking:
+            return np.zeros_like(self.boundary)
+        return self.boundary * link.busy_seconds_per_byte
+
+    def input_seconds(self, before: Group | None, group: Group) -> Floats:
+        """Of a stage on ``group``, by its begin: seconds between two inputs that its link can keep up; 0 where transfers
+        block, as :meth:`stage_seconds` counts them then."""
+        if self.schedule.blocking:
+            return np.zeros_like(self.boundary)
+        return self.transfer(before, group)
 
     def stage_bytes(self, stage: int) -> tuple[Floats, Floats]:
         """``(ends, begins)`` of the bytes that a stage needs, by its place in the pipeline."""
-        kept = in_flight(stage, self.stages, self.num_micro_batches)
+        kept = min(self.schedule.ahead(stage, self.stages), self.num_micro_batches)
         ends = self.state + kept * (self.activations + self.boundary)
         begins = self.state + kept * (self.activations - self.boundary)
         return ends, begins
@@ -100,11 +125,6 @@ class Costs:
         """The names of a stage's layers, in short."""
         own = [layer.name for layer in self.profile.layers[bounds[stage] : bounds[stage + 1]]]
         return own[0] if len(own) == 1 else f"{own[0]} … {own[-1]}"
-
-
-def in_flight(stage: int, stages: int, num_micro_batches: int) -> int:
-    """Micro-batches whose activations a stage keeps at once under 1F1B."""
-    return min(stages - stage, num_micro_batches)
 
 
 def check_stages(profile: Profile, stages: int) -> None:

@@ -44,7 +44,7 @@ def minimize_bottleneck_any_order(profile: Profile, stages: int) -> Partition:
 
 
 def minimize_step_any_order(profile: Profile, stages: int) -> Partition:
-    """The cut and the order of devices with the shortest simulated 1F1B step.
+    """The cut and the order of devices with the shortest simulated step.
 
     Every order that differs is searched (:mod:`recparallel.partitioning.step_time`), up to :data:`MOST_ORDERS`; with more,
     the given one and that of the best bottleneck, and ``optimal`` is False.
@@ -195,9 +195,10 @@ class _Orders:
     ) -> tuple[Floats, NDArray[np.intp]]:
         own = self.classes[here]
         group = self.costs.groups[own[0]]
+        left = self._neighbour(before, here)
         return extend(
-            best,
-            self.costs.stage_seconds(group, self._neighbour(before, here), self._neighbour(behind, here)),
+            np.maximum(best, self.costs.input_seconds(left, group)),
+            self.costs.stage_seconds(group, left, self._neighbour(behind, here)),
             first=stage,
             last=self.costs.num_layers - (self.costs.stages - stage),
             needs=self.costs.stage_bytes(stage) if self.limited else None,

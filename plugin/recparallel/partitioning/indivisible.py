@@ -1,13 +1,20 @@
 """The layer that no cut can divide: which one bounds a pipeline, by how much, and what would lift it."""
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 
-from recparallel.partitioning.costs import CROSSINGS, Costs, Floats, device_groups
-from recparallel.partitioning.device_order import minimize_bottleneck_any_order
+from recparallel.partitioning.costs import Costs, device_groups
+from recparallel.partitioning.device_order import (
+    MOST_ORDERS,
+    device_classes,
+    different_orders,
+    minimize_bottleneck_any_order,
+)
+from recparallel.partitioning.memory import too_little_memory
 from recparallel.partitioning.step_costs import micro_batches_of
+from recparallel.partitioning.step_time import least_step
 from recparallel.plan import LayerCost, LinkCost, Partition, Profile
 
 _MOST_OF_IT = 0.9
@@ -64,13 +71,14 @@ def indivisible(profile: Profile, partition: Partition) -> Indivisible:
 
 
 def shortest_step(profile: Profile, stages: int) -> float:
-    """Seconds that no 1F1B step over contiguous cuts can beat, whatever the cut and the order of devices.
+    """Seconds that no step over contiguous cuts can beat, whatever the cut and the order of devices.
 
-    1. For every layer: all its micro-batches on the fastest device with the transfers that its stage cannot avoid, behind one
-       forward of all layers in front of it, and before their backward or its own update, whichever is longer.
-    2. All micro-batches of the slowest stage of the best cut.
-    3. Where the first layer is tied to one that no cut can join to it: the first of these, then the exchange of their
-       gradients over the fastest link, then the update.
+    1. For every order of devices, the best that any cut allows: all micro-batches of a stage, behind one forward and before
+       one backward of the stages in front of it (:func:`~recparallel.partitioning.step_time.least_step`). With more orders
+       than can be searched, all micro-batches of the slowest stage of the best cut.
+    2. Then the exchange of a table that no cut leaves on one stage, over the fastest link, and the first layer's update.
+    3. For every layer: all its micro-batches on the fastest device, behind one forward of all layers in front of it and
+       before its own update.
 
     Raises:
         PartitionError: the profile does not say how many micro-batches a step has, or no cut is possible.
@@ -79,39 +87,24 @@ def shortest_step(profile: Profile, stages: int) -> float:
     costs = Costs(profile, stages)
     fastest = max(group.speed for group in costs.groups)
     layers = profile.layers
-    own = [
-        micro_batches * layer.seconds / fastest + _least_transfers(costs, i, micro_batches, fastest)
+    alone = [
+        (float(costs.forward[i]) + micro_batches * layer.seconds + layer.update_seconds) / fastest
         for i, layer in enumerate(layers)
     ]
-    with_drain = [float(costs.seconds[i]) / fastest + seconds for i, seconds in enumerate(own)]
-    with_update = [
-        (float(costs.forward[i]) + layers[i].update_seconds) / fastest + seconds for i, seconds in enumerate(own)
-    ]
-    behind = 0.0
+    behind = layers[0].update_seconds / fastest
     if _is_torn(profile, stages):
-        behind = _least_exchange(costs) + layers[0].update_seconds / fastest
-    slowest = micro_batches * max(minimize_bottleneck_any_order(profile, stages).stage_seconds)
-    return max(*with_update, max(*with_drain, slowest) + behind)
+        behind += _least_exchange(costs)
+    return max(*alone, _least_of_all_orders(costs, micro_batches) + behind)
 
 
-def _least_transfers(costs: Costs, layer: int, micro_batches: int, fastest: float) -> float:
-    """Seconds of transfers that the stage of ``layer`` waits for at least, or of the work of all layers on one side of it if
-    it has no boundary there."""
-    link = _best_link(costs)
-    if link is None:
-        return 0.0
-    rate, latency = link.bytes_per_second, link.latency_seconds
-
-    def crossing(boundaries: Floats) -> float:
-        return CROSSINGS * micro_batches * (latency + float(boundaries.min()) / rate) if len(boundaries) else np.inf
-
-    n = costs.num_layers
-    work_left, work_right = float(costs.seconds[layer]), float(costs.seconds[n] - costs.seconds[layer + 1])
-    # In the first or in the last stage the layer only is where enough layers remain for the others.
-    alone_left = (micro_batches - 1) * work_left / fastest if layer <= n - costs.stages else np.inf
-    alone_right = micro_batches * work_right / fastest if layer >= costs.stages - 1 else np.inf
-    left = min(alone_left, crossing(costs.boundary[1 : layer + 1]))
-    return left + min(alone_right, crossing(costs.boundary[layer + 1 : n]))
+def _least_of_all_orders(costs: Costs, micro_batches: int) -> float:
+    orders = list(islice(different_orders(device_classes(costs)), MOST_ORDERS + 1))
+    if len(orders) > MOST_ORDERS:
+        return micro_batches * max(minimize_bottleneck_any_order(costs.profile, costs.stages).stage_seconds)
+    least = min(least_step(costs, [costs.groups[d] for d in order]) for order in orders)
+    if least == np.inf:
+        raise too_little_memory(costs, costs.groups)
+    return least
 
 
 def _is_torn(profile: Profile, stages: int) -> bool:

@@ -28,9 +28,11 @@ def too_little_memory(costs: Costs, order: Sequence[Group]) -> PartitionError:
     limit = order[worst].memory_bytes
     assert limit is not None
     lacking = needed[worst]
+    kept = min(costs.schedule.ahead(worst, costs.stages), costs.num_micro_batches)
+    schedule = "the schedule 1f1b, " if kept > min(costs.stages - worst, costs.num_micro_batches) else ""
     return PartitionError(
         f"no cut into {len(order)} stages fits: with the one that comes nearest, stage {worst} "
         f"({costs.layers_of(bounds, worst)}) on {order[worst].name} needs {(limit + lacking) / _MIB:,.1f} MiB and has "
         f"{limit / _MIB:,.1f} MiB, {lacking / _MIB:,.1f} MiB too few. It would fit if every device had that much more; smaller "
-        "micro-batches, more stages, or the optimizer state shared by replicas (zero_optimization.stage 1) need less"
+        f"micro-batches, {schedule}more stages, or the optimizer state shared by replicas (zero_optimization.stage 1) need less"
     )

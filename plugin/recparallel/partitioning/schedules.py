@@ -6,7 +6,8 @@ halves on both stages carry the same transfer ``(kind, micro_batch, boundary)``,
 ``b`` and ``b + 1``. With ``wait`` the stage stands still until all of them are over, else only until what it receives is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 COMPUTE, TALK = 0, 1
@@ -50,6 +51,64 @@ def _one_stage(stage: int, stages: int, micro_batches: int) -> Iterator[Instruct
 
 def _alone(transfer: Transfer, *, sends: bool) -> Instruction:
     return TALK, True, ((transfer, sends),)
+
+
+def eager_one_forward_one_backward(stages: int, micro_batches: int) -> Schedule:
+    """1F1B whose transfers run beside the computation, with enough forwards ahead to hide them.
+
+    Stage ``s`` runs ``2 (stages - s) - 1`` forwards ahead: between its forward and its backward of a micro-batch lie twice as
+    many slots as in 1F1B, one for each transfer to the last stage and back (Zhuang et al., "On optimizing the communication of
+    model parallelism", MLSys 2023, section 4). It keeps as many activations.
+    """
+    return [list(_one_eager_stage(stage, stages, micro_batches)) for stage in range(stages)]
+
+
+def _one_eager_stage(stage: int, stages: int, micro_batches: int) -> Iterator[Instruction]:
+    ahead = _eagerly_ahead(stage, stages)
+    left, right = stage - 1, stage
+    for slot in range(micro_batches + ahead - 1):
+        forward, backward = slot, slot - ahead + 1
+        if forward < micro_batches:
+            if stage:
+                yield TALK, False, (((FORWARD, forward, left), False),)
+            yield COMPUTE, FORWARD, stage
+            if stage < stages - 1:
+                yield TALK, False, (((FORWARD, forward, right), True),)
+        if backward >= 0:
+            if stage < stages - 1:
+                yield TALK, False, (((BACKWARD, backward, right), False),)
+            yield COMPUTE, BACKWARD, stage
+            if stage:
+                yield TALK, False, (((BACKWARD, backward, left), True),)
+
+
+def _ahead(stage: int, stages: int) -> int:
+    return stages - stage
+
+
+def _eagerly_ahead(stage: int, stages: int) -> int:
+    return 2 * (stages - stage) - 1
+
+
+@dataclass(frozen=True)
+class PipelineSchedule:
+    """A schedule with one chunk a stage, as solvers need to know it.
+
+    Attributes:
+        programs: the instructions of each stage, from stages and micro-batches.
+        ahead: forwards that a stage runs before its first backward, from the stage and the number of stages.
+        blocking: whether a stage stands still while it sends or receives.
+    """
+
+    programs: Callable[[int, int], Schedule]
+    ahead: Callable[[int, int], int]
+    blocking: bool
+
+
+PIPELINE_SCHEDULES: Mapping[str, PipelineSchedule] = {
+    "1f1b": PipelineSchedule(one_forward_one_backward, _ahead, blocking=True),
+    "eager_1f1b": PipelineSchedule(eager_one_forward_one_backward, _eagerly_ahead, blocking=False),
+}
 
 
 def interleaved(stages: int, micro_batches: int, virtual: int) -> Schedule:

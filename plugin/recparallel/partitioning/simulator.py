@@ -1,7 +1,8 @@
 """How long a training step takes: the schedule of every stage played through, event by event.
 
-A transfer begins when both of its ends are there (gloo and NCCL both wait for the receiver) and takes the time of its
-link. What follows the schedule, the exchange of tied gradients and the optimizer's update, is added stage by stage.
+A blocking transfer begins when both of its ends are there (gloo and NCCL both wait for the receiver) and takes the time of
+its link. One beside the computation begins when it is sent, behind those before it: one tensor at a time crosses a boundary
+in each direction. What follows the schedule, the exchange of tied gradients and the optimizer's update, is added stage by stage.
 """
 
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
     clock, busy, at = [0.0] * stages, [0.0] * stages, [0] * stages
     posted: dict[tuple[Transfer, bool], float] = {}
     waiting: dict[Transfer, int] = {}
+    free: dict[tuple[int, int], float] = {}
     seconds = (costs.forward, costs.backward)
     ready = list(range(stages))
     while ready:
@@ -78,8 +80,13 @@ def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
                 if (transfer, not sends) not in posted:
                     missing = transfer
                     continue
-                begun = max(posted[transfer, True], posted[transfer, False]) if first else posted[transfer, True]
-                until = max(until, begun + costs.transfer[transfer[2]])
+                kind, _, boundary = transfer
+                if first:
+                    done = max(posted[transfer, True], posted[transfer, False]) + costs.transfer[boundary]
+                else:
+                    done = max(posted[transfer, True], free.get((kind, boundary), 0.0)) + costs.transfer[boundary]
+                    free[kind, boundary] = done
+                until = max(until, done)
             if missing is not None:
                 waiting[missing] = stage
                 break

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from recparallel.errors import PartitionError
 from recparallel.partitioning.costs import Costs, Group
-from recparallel.partitioning.schedules import interleaved, one_forward_one_backward
+from recparallel.partitioning.schedules import interleaved
 from recparallel.partitioning.simulator import StepCosts, simulate
 from recparallel.plan import Partition, Profile
 
@@ -14,9 +14,19 @@ def step_costs(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> S
     """Costs of a cut, by chunk; ``order`` has the device of each."""
     spans = list(zip(bounds, bounds[1:]))
     layers = costs.profile.layers
+    # A pass goes with one tensor over each boundary: a forward takes an activation in and hands one on, a backward gradients.
+    beside = [
+        float(costs.busy(g, left)[a] + costs.busy(g, right)[b])
+        for g, left, right, (a, b) in zip(order, (None, *order), (*order[1:], None), spans)
+    ]
     return StepCosts(
-        forward=[float(costs.forward[b] - costs.forward[a]) / g.speed for g, (a, b) in zip(order, spans)],
-        backward=[float(costs.backward[b] - costs.backward[a]) / g.speed for g, (a, b) in zip(order, spans)],
+        forward=[
+            float(costs.forward[b] - costs.forward[a]) / g.speed + busy for g, (a, b), busy in zip(order, spans, beside)
+        ],
+        backward=[
+            float(costs.backward[b] - costs.backward[a]) / g.speed + busy
+            for g, (a, b), busy in zip(order, spans, beside)
+        ],
         transfer=[float(costs.transfer(x, y)[cut]) for x, y, cut in zip(order, order[1:], bounds[1:])],
         update=[sum(layer.update_seconds for layer in layers[a:b]) / g.speed for g, (a, b) in zip(order, spans)],
         ties=tied_exchanges(costs, order, bounds),
@@ -49,18 +59,41 @@ def tied_exchanges(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) 
     return exchanges
 
 
+def computing_seconds(profile: Profile, partition: Partition) -> list[float]:
+    """Seconds that each stage computes in a step, one chunk a stage.
+
+    A transfer that runs beside the computation holds it up only while there is some: in proportion to the share of the step
+    that the stage computes.
+    """
+    costs = Costs(profile, partition.num_stages)
+    order, bounds, number = _order(costs, partition), partition.bounds, micro_batches_of(profile)
+    played = simulate(costs.schedule.programs(partition.num_stages, number), step_costs(costs, order, bounds))
+    work = [
+        number * float(costs.seconds[b] - costs.seconds[a]) / group.speed
+        for group, a, b in zip(order, bounds, bounds[1:])
+    ]
+    return [own + (busy - own) * min(busy / played.seconds, 1.0) for own, busy in zip(work, played.busy)]
+
+
+def _order(costs: Costs, partition: Partition) -> list[Group]:
+    return [costs.groups[d] for d in partition.device_order] or list(costs.groups)
+
+
 def predict_step(profile: Profile, partition: Partition) -> float:
-    """Seconds of a training step: under 1F1B, or with virtual stages under Megatron's interleaved schedule.
+    """Seconds of a training step: under the profile's schedule, or with virtual stages under Megatron's interleaved one.
 
     Raises:
         PartitionError: the profile does not say how many micro-batches a step has, or they do not suit the schedule.
     """
     stages, virtual = partition.num_stages, partition.virtual
+    if virtual > 1:  # its sends run beside the computation, whatever a pipeline of one chunk a stage would run
+        profile = profile.model_copy(update={"schedule": "eager_1f1b"})
     costs = Costs(profile, stages)
-    order = [costs.groups[d] for d in partition.device_order] or list(costs.groups)
+    order = _order(costs, partition)
     number = micro_batches_of(profile)
     if virtual == 1:
-        return simulate(one_forward_one_backward(stages, number), step_costs(costs, order, partition.bounds)).seconds
+        schedule = costs.schedule.programs(stages, number)
+        return simulate(schedule, step_costs(costs, order, partition.bounds)).seconds
     try:
         schedule = interleaved(stages, number, virtual)
     except ValueError as error:

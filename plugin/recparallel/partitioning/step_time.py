@@ -1,6 +1,6 @@
 """Cut so that a whole training step, simulated, is as short as a contiguous cut allows.
 
-The slowest stage decides most of a 1F1B step, but not all: the pipeline also fills and drains, tied gradients travel, and
+The slowest stage decides most of a step, but not all: the pipeline also fills and drains, tied gradients travel, and
 the optimizer runs. Of the many cuts with the same slowest stage this finds the best, and now and then one with a
 slightly slower stage that is better still.
 
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recparallel.partitioning.bottleneck import cut_in_order, neighbours
+from recparallel.partitioning.bottleneck import cut_in_order, neighbours, stage_seconds
 from recparallel.partitioning.costs import Costs, Floats, Group
-from recparallel.partitioning.schedules import one_forward_one_backward
 from recparallel.partitioning.simulator import simulate
 from recparallel.partitioning.step_costs import micro_batches_of, step_costs
 from recparallel.plan import Partition, Profile
@@ -29,7 +28,7 @@ _ROUNDING = 1e-12
 
 
 def minimize_step(profile: Profile, stages: int) -> Partition:
-    """The cut with the shortest simulated 1F1B step, devices in their given order.
+    """The cut with the shortest simulated step, devices in their given order.
 
     1. Begin with the cut of the fastest slowest stage: the result is never slower.
     2. Descend into the cuts from left to right, the most promising first, as long as their bound lies below the best step.
@@ -51,6 +50,12 @@ def search(
     return _Search(costs, order, most_work).run(method, better_than)
 
 
+def least_step(costs: Costs, order: Sequence[Group]) -> float:
+    """Seconds that no step over any cut for devices in this order can beat: a stage's micro-batches, behind the forwards
+    and before the backwards of the stages in front of it. Tied tables and updates come on top. inf where nothing fits."""
+    return float(_Search(costs, order, most_work=0).rest[0][0])
+
+
 @dataclass
 class _Best:
     bounds: tuple[int, ...]
@@ -62,7 +67,7 @@ class _Search:
         self.costs, self.order, self.work_left = costs, order, most_work
         self.stages, self.n = len(order), costs.num_layers
         self.micro_batches = micro_batches_of(costs.profile)
-        self.schedule = one_forward_one_backward(self.stages, self.micro_batches)
+        self.schedule = costs.schedule.programs(self.stages, self.micro_batches)
         self.tables = [costs.stage_seconds(group, *neighbours(order, s)) for s, group in enumerate(order)]
         self.needs = [costs.stage_bytes(s) for s in range(self.stages)]
         self.transfers = [costs.transfer(a, b) for a, b in zip(order, order[1:])]
@@ -77,11 +82,10 @@ class _Search:
         self.limit = min(self.best.seconds, better_than)
         self._descend((0,), front=0.0, floor=0.0)
         bounds = self.best.bounds
-        spans = zip(self.tables, bounds, bounds[1:])
         return Partition(
             bounds=bounds,
             method=method,
-            stage_seconds=tuple(max(float(ends[b] - begins[a]), 0.0) for (ends, begins), a, b in spans),
+            stage_seconds=stage_seconds(self.costs, self.order, bounds),
             step_seconds=self.best.seconds,
             optimal=self.work_left > 0,
         )
@@ -90,7 +94,8 @@ class _Search:
         """``[s][i]``: a bound on what stages ``s …`` add to the time in front of them if they share layers ``i …`` in the best
         way; inf if none fits.
 
-        ``R[s][i] = min over j of max(M · cost_s(i, j), inside_s(i, j) + 2 · transfer into s + R[s + 1][j])``.
+        ``R[s][i] = min over j of max(M · cost_s(i, j), inside_s(i, j) + 2 · transfer into s + R[s + 1][j])``. Where transfers do
+        not block, ``cost_s`` is without them, and those of the first activation and the last gradient come on top.
         """
         n, stages = self.n, self.stages
         rest = np.full(n + 1, np.inf)
@@ -99,9 +104,11 @@ class _Search:
         later = np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1)  # [i, j]: a stage ends behind its beginning
         for stage in reversed(range(stages)):
             ends, begins = self.tables[stage]
-            own = self.micro_batches * (ends[None, :] - begins[:, None])
-            work = self.costs.seconds / self.order[stage].speed
             into = 2 * self.transfers[stage - 1] if stage else np.zeros(n + 1)
+            own = self.micro_batches * (ends[None, :] - begins[:, None])
+            if not self.costs.schedule.blocking:
+                own += into[:, None]
+            work = self.costs.seconds / self.order[stage].speed
             through = work[None, :] - work[:, None] + into[:, None] + rest[None, :]
             value = np.where(later, np.maximum(own, through), np.inf)
             limit = self.order[stage].memory_bytes
@@ -130,9 +137,11 @@ class _Search:
                 continue
             updates = float(self.updates[end] - self.updates[begin]) / speed
             first_update = updates if stage == 0 else self._first_update(bounds)
-            here = front + self.micro_batches * own + first_update
-            inside = float(self.costs.seconds[end] - self.costs.seconds[begin]) / speed
             crossing = 2 * float(self.transfers[stage - 1][begin]) if stage else 0.0
+            here = front + self.micro_batches * own + first_update
+            if not self.costs.schedule.blocking:
+                here += crossing
+            inside = float(self.costs.seconds[end] - self.costs.seconds[begin]) / speed
             behind = front + inside + crossing
             rest = behind + float(self.rest[stage + 1][end]) if stage + 1 < self.stages else 0.0
             bound = max(floor, here, rest + first_update)

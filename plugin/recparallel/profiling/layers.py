@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from recparallel.models.layer import Layer
 from recparallel.plan import LayerCost, Profile
+from recparallel.profiling.steady import steady_passes
 from recparallel.profiling.update import UpdateCost, measure_update
 
 LossFunction = Callable[[Any, Any], Tensor]
 Progress = Callable[[Sequence[Layer]], Sequence[Layer]]
 
 _MOST_RUNS = 50
-_EVICTED_BYTES = 2**23
-"""Larger than a core's own caches."""
+_EVICTED_BYTES = 2**26
+"""Larger than a core's own caches, and than its share of the common one: what other layers and micro-batches of a stage touch
+between two passes of a layer. With 8 MiB an embedding's backward pass took half of what it takes in a training."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Effort:
     Attributes:
         repeats: timed passes, of which the median counts.
         warmup: untimed ones before them.
-        least_seconds: a pass that is shorter is run so often that a repeat takes this long; a rank with a CPU quota does
-            short work at full speed, which it cannot keep up.
+        least_seconds: a pass that is shorter is run so often that a repeat takes this long, the emptying of caches included;
+            a rank with a CPU quota does short work at full speed, which it cannot keep up.
     """
 
     repeats: int = 3
@@ -169,7 +171,6 @@ class _Timing:
 
 
 def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) -> _Timing:
-    forward, backward = [], []
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
@@ -183,32 +184,39 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
     masters = _masters(module)
     evict = _evicting(x.device)
     runs = 1
-    for repeat in range(effort.warmup + effort.repeats):
-        forth = back = 0.0
-        for _ in range(runs):
-            entering = x.detach().requires_grad_(x.is_floating_point())
-            evict()
-            start = _now(entering)
-            if not kept and repeat == 0:
-                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    output = run(entering)
-            else:
+
+    seen = False
+
+    def once() -> tuple[float, float]:
+        nonlocal output, seen
+        entering = x.detach().requires_grad_(x.is_floating_point())
+        evict()
+        start = _now(entering)
+        if not seen:
+            seen = True
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 output = run(entering)
+        else:
+            output = run(entering)
+        middle = _now(entering)
+        forth = middle - start
+        if output.requires_grad:
+            gradient = torch.ones_like(output)
+            evict()
             middle = _now(entering)
-            forth += middle - start
-            if output.requires_grad:
-                gradient = torch.ones_like(output)
-                evict()
-                middle = _now(entering)
-                output.backward(gradient)
-                _accumulate(module, masters)
-            back += _now(entering) - middle
-        if repeat >= effort.warmup:
-            forward.append(forth / runs)
-            backward.append(back / runs)
-        if repeat == 0 and effort.least_seconds:
-            once = max(forth + back, 1e-6)
-            runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / once)))
+            output.backward(gradient)
+            _accumulate(module, masters)
+        return forth, _now(entering) - middle
+
+    def repeat() -> tuple[float, float]:
+        forward, backward = zip(*(once() for _ in range(runs)))
+        return statistics.fmean(forward), statistics.fmean(backward)
+
+    if effort.least_seconds:
+        start = time.perf_counter()
+        once()
+        runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / max(time.perf_counter() - start, 1e-6))))
+    forward, backward = zip(*steady_passes(repeat, repeats=effort.repeats, warmup=effort.warmup))
     module.zero_grad(set_to_none=True)
     return _Timing(statistics.median(forward), statistics.median(backward), sum(kept.values()), output.detach())
 
@@ -227,10 +235,10 @@ def _masters(module: nn.Module) -> dict[nn.Parameter, Tensor]:
 
 
 def _accumulate(module: nn.Module, masters: Mapping[nn.Parameter, Tensor]) -> None:
-    """What an engine does behind every backward pass of a half-precision model: add to fp32, and clear."""
+    """What DeepSpeed does behind every backward pass of a half-precision model: add an fp32 copy to the sum, and clear."""
     for parameter in module.parameters():
         if parameter.grad is not None and parameter in masters:
-            masters[parameter].add_(parameter.grad)
+            masters[parameter].add_(parameter.grad.to(torch.float32))
             parameter.grad.zero_()
 
 

@@ -14,6 +14,7 @@ from recparallel.errors import PartitionError
 from recparallel.models.layer import Layer
 from recparallel.plan import Device, LayerCost, Profile
 from recparallel.profiling.device import describe_device, free_bytes
+from recparallel.profiling.interference import measure_interference
 from recparallel.profiling.layers import (
     Effort,
     LossFunction,
@@ -94,7 +95,7 @@ def profile_on_ranks(
        fastest rank is the device of relative speed 1.
     2. The other layers are divided among the ranks, and what a rank measured is scaled by its speed. On CPUs, ranks that are
        done go on computing until all are: cores of one machine share caches and memory, in a training too.
-    3. Links are measured pair by pair.
+    3. Links are measured pair by pair, and what their use takes from the computation beside it.
 
     Raises:
         PartitionError: on every rank, if measuring fails on one; the message names it.
@@ -120,6 +121,9 @@ def profile_on_ranks(
         raise PartitionError(f"profiling the layers failed on {'; '.join(failed)}")
     shares: list[_Share] = answers
     speeds = relative_speeds([share.costs[common].seconds for share in shares])
+    links = measure_links(device)
+    slowest = min((link.bytes_per_second for link in links), default=0.0)
+    busy = _median_over_ranks(measure_interference(device, dtype, slowest))
     return Profile(
         layers=with_names(layers, _merged(shares, speeds)),
         micro_batch=sample[0].shape[0],
@@ -129,7 +133,7 @@ def profile_on_ranks(
             Device(name=f"rank {r} ({share.name})", relative_speed=speed)
             for r, (share, speed) in enumerate(zip(shares, speeds))
         ),
-        links=measure_links(device),
+        links=tuple(link.model_copy(update={"busy_seconds_per_byte": busy}) for link in links),
     )
 
 
@@ -189,6 +193,12 @@ def _merged(shares: Sequence[_Share], speeds: Sequence[float]) -> dict[int, Laye
         }
         merged[index] = found[0][0].model_copy(update=seconds)
     return merged
+
+
+def _median_over_ranks(value: float) -> float:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return float(statistics.median(values))
 
 
 def _copies(layers: Sequence[Layer], index: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from recparallel.profiling.steady import steady_passes
+
 
 @dataclass(frozen=True)
 class UpdateCost:
@@ -32,14 +34,15 @@ def measure_update(module: nn.Module, repeats: int, clock: Callable[[], float]) 
     for master in masters:
         master.grad = torch.zeros_like(master)
     optimizer = torch.optim.AdamW(masters)
-    optimizer.step()
-    seconds = []
-    for _ in range(repeats):
+
+    def update() -> float:
         start = _synchronized(clock, masters[0])
         optimizer.step()
         for target, master in zip(lower, masters):
             target.copy_(master.detach())
-        seconds.append(_synchronized(clock, masters[0]) - start)
+        return _synchronized(clock, masters[0]) - start
+
+    seconds = steady_passes(update, repeats=repeats, warmup=1)
     state = sum(
         t.numel() * t.element_size() for kept in optimizer.state.values() for t in kept.values() if t.numel() > 1
     )

@@ -1,0 +1,92 @@
+"""Tensors on their way between two stages: sends that nobody waits for, receives that are posted ahead."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+POSTED_AHEAD = 2
+"""Buffers of a receiver: one tensor is on its way in while another waits to be taken."""
+
+MOST_GRADIENTS = 3
+"""Gradients of a stage that are on their way at once: those that a receiver has buffers for, and the next."""
+
+
+def boundary_groups() -> Callable[[str, int], Any]:
+    """The group in which ``"forth"`` or ``"back"`` tensors cross a boundary, by its number. Collective.
+
+    On NCCL the operations of a rank in a group run in the order in which they were posted, and a receive posted ahead would hold
+    up the sends behind it. So no stage both sends and receives in one group: each direction has one for even boundaries and
+    one for odd ones. Elsewhere all tensors cross in the default group.
+    """
+    if dist.get_backend() != "nccl":
+        return lambda direction, boundary: None
+    groups = {(direction, parity): dist.new_group() for direction in ("forth", "back") for parity in (0, 1)}
+    return lambda direction, boundary: groups[direction, boundary % 2]
+
+
+class Outbox:
+    """What was sent to one rank, in its order. Each tensor is kept until it is known to be there.
+
+    Args:
+        destination: the rank.
+        group: in which it is sent.
+        most: tensors on their way at once; one more waits for the first of them. None is no limit.
+    """
+
+    def __init__(self, destination: int, *, group: Any, most: int | None = None) -> None:
+        self._destination, self._group, self._most = destination, group, most
+        self._going: deque[tuple[Any, torch.Tensor]] = deque()
+
+    def put(self, tensor: torch.Tensor) -> None:
+        """Send; the tensor must not be changed any more."""
+        if self._most is not None and len(self._going) >= self._most:
+            self.release()
+        tensor = tensor.detach().contiguous()
+        self._going.append((dist.isend(tensor, self._destination, group=self._group), tensor))
+
+    def release(self) -> None:
+        """Wait for the first one and forget it. (Whether a send of gloo is over, only waiting tells.)"""
+        self._going.popleft()[0].wait()
+
+    def wait(self) -> None:
+        """Until all are out."""
+        while self._going:
+            self.release()
+
+
+class Inbox:
+    """What comes from one rank in a step, in its order.
+
+    Args:
+        source: the rank.
+        count: tensors that will come.
+        group: in which they are sent.
+    """
+
+    def __init__(self, source: int, count: int, *, group: Any) -> None:
+        self._source, self._to_post, self._group = source, count, group
+        self._coming: deque[tuple[Any, torch.Tensor]] = deque()
+        self._like: torch.Tensor | None = None
+
+    def expect(self, like: torch.Tensor) -> None:
+        """From now on their shape is known; a second call does nothing."""
+        if self._like is None:
+            self._like = torch.empty_like(like, requires_grad=False, device="meta")
+            self._post(like.device)
+
+    def take(self) -> torch.Tensor:
+        """The next one, in memory of its own."""
+        work, tensor = self._coming.popleft()
+        self._post(tensor.device)
+        work.wait()
+        return tensor
+
+    def _post(self, device: torch.device) -> None:
+        assert self._like is not None
+        while self._to_post and len(self._coming) < POSTED_AHEAD:
+            tensor = torch.empty(self._like.shape, dtype=self._like.dtype, device=device)
+            self._coming.append((dist.irecv(tensor, self._source, group=self._group), tensor))
+            self._to_post -= 1

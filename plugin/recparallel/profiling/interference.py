@@ -1,0 +1,80 @@
+"""What a transfer takes from the computation beside it: a processor copies and checks every byte that it sends or receives.
+
+Over TCP that is more than the transfer's own threads use: the system does most of it in the name of whatever runs.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+_BYTES, _SHORTEST = 2**18, 0.05
+_REPEATS = 6
+_WORK_SECONDS = 0.06
+
+
+@dataclass(frozen=True)
+class _Cost:
+    wall: float
+    processor: float
+
+
+def measure_interference(device: torch.device | str, dtype: torch.dtype, slowest_rate: float) -> float:
+    """Collective over the default group: seconds of this rank's computation that each byte costs which it sends or receives
+    meanwhile. 0 on other devices than CPUs, and for a rank alone.
+
+    1. Time some products and sums, alone and with a tensor on its way to the next rank and one from the rank before.
+    2. Their difference in processor time counts, at the pace at which this rank gets processor time.
+
+    Args:
+        device, dtype: of the computation.
+        slowest_rate: bytes per second of the slowest link: the tensors are small enough to cross it meanwhile.
+    """
+    if torch.device(device).type != "cpu" or dist.get_world_size() < 2:
+        return 0.0
+    num_bytes = max(1, int(min(_BYTES, _SHORTEST * slowest_rate)))
+    work = partial(_compute, *_amount(dtype))
+    alone = _time(work, list)
+    dist.barrier()
+    beside = _time(work, partial(_around_the_ring, num_bytes))
+    pace = alone.wall / max(alone.processor, 1e-9)
+    return max(beside.processor - alone.processor, 0.0) * pace / (2 * num_bytes)
+
+
+def _amount(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
+    factor, values = torch.ones(256, 256, dtype=dtype), torch.zeros(2**20)
+    _compute(factor, values, 2)
+    start = time.process_time()
+    _compute(factor, values, 5)
+    return factor, values, max(1, round(5 * _WORK_SECONDS / max(time.process_time() - start, 1e-6)))
+
+
+def _compute(factor: torch.Tensor, values: torch.Tensor, times: int) -> None:
+    for _ in range(times):
+        _ = factor @ factor
+        values.add_(1.0)
+
+
+def _around_the_ring(num_bytes: int) -> list[dist.Work]:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    outgoing, incoming = (torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(2))
+    works = [dist.isend(outgoing, (rank + 1) % world), dist.irecv(incoming, (rank - 1) % world)]
+    return [work for work in works if work is not None]
+
+
+def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work]]) -> _Cost:
+    """Means over the repeats, of the computation until its transfers are over too."""
+    walls = processors = 0.0
+    for _ in range(_REPEATS):
+        dist.barrier()
+        wall, processor = time.perf_counter(), time.process_time()
+        transfers = start_transfers()
+        work()
+        walls += time.perf_counter() - wall
+        for transfer in transfers:
+            transfer.wait()
+        processors += time.process_time() - processor
+    return _Cost(walls / _REPEATS, processors / _REPEATS)

@@ -75,9 +75,13 @@ def interference(device="cpu", slowest_rate=1e6):
 
 
 def test_what_transfers_take_from_the_computation_beside_them_is_a_small_price_a_byte(pools):
-    """A copy of a byte takes less than a microsecond everywhere; the tensors are as small as a slow link needs."""
+    """Ranks that share busy cores give noise of some ms, on a quarter of a megabyte."""
     assert all(0 <= price < 1e-6 for price in pools[2].run(interference, slowest_rate=1e9))
-    assert all(0 <= price < 1e-3 for price in pools[2].run(interference, slowest_rate=10.0))
+
+
+def test_where_it_cannot_be_felt_transfers_take_nothing(pools):
+    """A link too slow to carry anything meanwhile, a rank alone, another device."""
+    assert pools[2].run(interference, slowest_rate=1e5) == [0.0, 0.0]
     assert pools[1].run(interference) == [0.0]
     assert pools[2].run(interference, device="meta") == [0.0, 0.0]
 

@@ -3,6 +3,7 @@
 Over TCP that is more than the transfer's own threads use: the system does most of it in the name of whatever runs.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-_BYTES, _SHORTEST = 2**18, 0.05
+_MOST_BYTES, _LEAST_BYTES, _LONGEST = 2**18, 2**15, 0.05
 _REPEATS = 6
 _WORK_SECONDS = 0.06
 
@@ -24,24 +25,24 @@ class _Cost:
 
 def measure_interference(device: torch.device | str, dtype: torch.dtype, slowest_rate: float) -> float:
     """Collective over the default group: seconds of this rank's computation that each byte costs which it sends or receives
-    meanwhile. 0 on other devices than CPUs, and for a rank alone.
+    meanwhile. 0 on other devices than CPUs, for a rank alone, and where links are so slow that too little crosses them to be
+    felt.
 
-    1. Time some products and sums, alone and with a tensor on its way to the next rank and one from the rank before.
-    2. Their difference in processor time counts, at the pace at which this rank gets processor time.
+    1. Time some products and sums, in turn alone and with a tensor on its way to the next rank and one from the rank before.
+    2. The median difference in processor time counts, at the pace at which this rank gets processor time.
 
     Args:
         device, dtype: of the computation.
         slowest_rate: bytes per second of the slowest link: the tensors are small enough to cross it meanwhile.
     """
-    if torch.device(device).type != "cpu" or dist.get_world_size() < 2:
+    num_bytes = min(_MOST_BYTES, int(_LONGEST * slowest_rate))
+    if torch.device(device).type != "cpu" or dist.get_world_size() < 2 or num_bytes < _LEAST_BYTES:
         return 0.0
-    num_bytes = max(1, int(min(_BYTES, _SHORTEST * slowest_rate)))
     work = partial(_compute, *_amount(dtype))
-    alone = _time(work, list)
-    dist.barrier()
-    beside = _time(work, partial(_around_the_ring, num_bytes))
-    pace = alone.wall / max(alone.processor, 1e-9)
-    return max(beside.processor - alone.processor, 0.0) * pace / (2 * num_bytes)
+    pairs = [(_time(work, list), _time(work, partial(_around_the_ring, num_bytes))) for _ in range(_REPEATS)]
+    pace = statistics.median(alone.wall / max(alone.processor, 1e-9) for alone, _ in pairs)
+    more = statistics.median(beside.processor - alone.processor for alone, beside in pairs)
+    return max(more, 0.0) * pace / (2 * num_bytes)
 
 
 def _amount(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -66,15 +67,12 @@ def _around_the_ring(num_bytes: int) -> list[dist.Work]:
 
 
 def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work]]) -> _Cost:
-    """Means over the repeats, of the computation until its transfers are over too."""
-    walls = processors = 0.0
-    for _ in range(_REPEATS):
-        dist.barrier()
-        wall, processor = time.perf_counter(), time.process_time()
-        transfers = start_transfers()
-        work()
-        walls += time.perf_counter() - wall
-        for transfer in transfers:
-            transfer.wait()
-        processors += time.process_time() - processor
-    return _Cost(walls / _REPEATS, processors / _REPEATS)
+    """Wall time of the computation; processor time until its transfers are over too."""
+    dist.barrier()
+    wall, processor = time.perf_counter(), time.process_time()
+    transfers = start_transfers()
+    work()
+    wall = time.perf_counter() - wall
+    for transfer in transfers:
+        transfer.wait()
+    return _Cost(wall, time.process_time() - processor)

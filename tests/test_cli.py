@@ -102,6 +102,7 @@ def test_the_schedule_decides_what_is_predicted(tmp_path):
         for schedule in ((), ("--schedule", "eager_1f1b"), ("--schedule", "1f1b"))
     }
     assert list(steps.values()) == [2 + 4 * 10 + 2, 2 + 4 * 10 + 2, 2 + 4 * 10 + 8]
+    assert Profile.model_validate_json(path.read_text()).schedule is None  # so that a Megatron layout is cut for 1f1b
 
 
 def test_the_schema_is_printed():

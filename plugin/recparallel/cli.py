@@ -14,7 +14,7 @@ import typer
 
 from recparallel import registry
 from recparallel.errors import PartitionError, RecParallelError
-from recparallel.plan import Partition, Profile
+from recparallel.plan import DEFAULT_SCHEDULE, Partition, Profile
 from recparallel.profiling.files import read_profile
 
 _MICRO_BATCHES, _LENGTHS = (8,), (100,)
@@ -81,6 +81,7 @@ def profile(
     import torch
     from tqdm import tqdm
 
+    from recparallel.engines.allocator import keep_freed_memory
     from recparallel.models.recommender import build_recommender
     from recparallel.models.zoo import find_card
     from recparallel.plan import Shape
@@ -90,6 +91,8 @@ def profile(
     sizes, lengths = sorted(set(micro_batch or _MICRO_BATCHES)), sorted(set(length or _LENGTHS))
     if sizes[0] < 1 or lengths[0] < 1:
         raise PartitionError(f"--micro-batch {sizes} and --length {lengths} must be at least 1")
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()  # as the training does
     if threads is not None:
         torch.set_num_threads(threads)
     card = find_card(model, Path("model_zoo"))
@@ -160,7 +163,7 @@ def partition(
         measured = measured.model_copy(update={"num_micro_batches": num_micro_batches})
     if schedule is not None:
         measured = measured.model_copy(update={"schedule": schedule.value})
-    elif format is Format.megatron and "schedule" not in measured.model_fields_set:
+    elif format is Format.megatron and measured.schedule is None:
         measured = measured.model_copy(update={"schedule": Schedule.one_f_one_b.value})
     if virtual > 1 or method == "interleaved":
         if method not in (None, "interleaved"):
@@ -201,7 +204,7 @@ def deepspeed_section(cut: Partition, measured: Profile, path: Path) -> dict[str
     if measured.num_micro_batches is not None:
         section["gradient_accumulation_steps"] = measured.num_micro_batches
     partition = {"method": cut.method, "profile": str(path.absolute())}
-    own = {"stages": cut.num_stages, "schedule": measured.schedule, "partition": partition}
+    own = {"stages": cut.num_stages, "schedule": measured.schedule or DEFAULT_SCHEDULE, "partition": partition}
     return {**section, "recparallel": own}
 
 

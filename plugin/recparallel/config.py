@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from recparallel import registry
 from recparallel.errors import ConfigError, UnknownNameError
-from recparallel.plan import PipelineScheduleName
+from recparallel.plan import DEFAULT_SCHEDULE, PipelineScheduleName
 
 SECTION = "recparallel"
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -103,7 +103,7 @@ class RecParallelConfig(_Section):
 
     stages: int = Field(default=1, ge=1, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
-    schedule: PipelineScheduleName = "eager_1f1b"
+    schedule: PipelineScheduleName = DEFAULT_SCHEDULE
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
 

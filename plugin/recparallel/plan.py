@@ -25,6 +25,8 @@ class _Word(BaseModel):
 PipelineScheduleName = Literal["1f1b", "eager_1f1b"]
 """``1f1b`` is DeepSpeed's own, its transfers block; in ``eager_1f1b`` they run beside the computation."""
 
+DEFAULT_SCHEDULE: PipelineScheduleName = "eager_1f1b"
+
 LayerKind = Literal["embedding", "block", "norm", "head", "other"]
 
 
@@ -121,7 +123,8 @@ class Profile(_Word):
             of the slowest of its group. Without any, all are alike.
         num_micro_batches: of a step, in each replica; decides how many activations a stage keeps. Without it, as many
             as there are stages.
-        schedule: that the pipeline will run; decides what a transfer costs, and how many activations a stage keeps.
+        schedule: that the pipeline will run; decides what a transfer costs, and how many activations a stage keeps. Without
+            it, :data:`DEFAULT_SCHEDULE`.
         shapes: the same layers with other micro-batches; :meth:`at` goes between them.
     """
 
@@ -132,7 +135,7 @@ class Profile(_Word):
     links: tuple[LinkCost, ...] = ()
     devices: tuple[Device, ...] = ()
     num_micro_batches: Count | None = None
-    schedule: PipelineScheduleName = "eager_1f1b"
+    schedule: PipelineScheduleName | None = None
     shapes: tuple[Shape, ...] = ()
 
     @model_validator(mode="after")

@@ -47,7 +47,8 @@ def test_losses_are_those_of_deepspeeds_schedule_to_the_last_bit(pools, world_si
 
 
 def in_steady_state(run, number):
-    """Far more micro-batches than stages, so that every buffer is used again; then a step on DeepSpeed's own schedule."""
+    """Far more micro-batches than stages, so that every buffer is used again; then a step on DeepSpeed's own schedule, and
+    one with recparallel again."""
     from deepspeed.runtime.pipe import schedule
 
     import recparallel
@@ -75,6 +76,8 @@ def in_steady_state(run, number):
     assert most[0] <= ahead + MOST_GRADIENTS
     engine.recparallel.remove()
     losses.append(engine.train_batch(iter(micro_batches[:number])).item())
+    recparallel.attach(engine)
+    losses.append(engine.train_batch(iter(micro_batches[:number])).item())
     return losses
 
 
@@ -86,20 +89,31 @@ def test_buffers_are_used_again_and_nothing_is_kept_for_longer_than_it_is_needed
     assert eager == blocking
 
 
-def attached_for_another_schedule(run):
+def attached(run, section, dynamic_shape):
+    """What ``attach`` says of a pipeline that was built for ``run``."""
     import recparallel
 
     engine = make_engine(run)
     engine.recparallel.remove()
+    engine.dynamic_shape = dynamic_shape
     try:
-        recparallel.attach(engine, {"recparallel": {"schedule": "1f1b"}})
+        recparallel.attach(engine, {"recparallel": section})
     except ConfigError as error:
         return str(error)
+    return "accepted"
 
 
-def test_another_schedule_than_the_pipeline_was_built_for_is_refused(pools):
-    for said in pools[2].run(attached_for_another_schedule, run=Run()):
-        assert "schedule is '1f1b', but this pipeline was built for 'eager_1f1b'" in said
+@pytest.mark.parametrize(
+    ("section", "dynamic_shape", "said"),
+    [
+        ({"schedule": "1f1b"}, False, "schedule is '1f1b', but this pipeline was built for 'eager_1f1b'"),
+        ({}, True, "needs micro-batches of one shape, the pipeline has dynamic_shape; use '1f1b'"),
+        ({"schedule": "eager_1f1b"}, False, "accepted"),
+    ],
+)
+def test_a_pipeline_that_cannot_run_the_schedule_is_refused(pools, section, dynamic_shape, said):
+    for answer in pools[2].run(attached, run=Run(), section=section, dynamic_shape=dynamic_shape):
+        assert said in answer
 
 
 def with_evaluation(run):

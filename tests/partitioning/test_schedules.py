@@ -139,7 +139,7 @@ def test_blocking_transfers_hold_up_both_ends():
     assert played.ends == (played.seconds, 1 + 16 + 2 + 8 + 16)
 
 
-def test_a_link_carries_one_tensor_at_a_time_in_each_direction():
+def test_one_tensor_at_a_time_crosses_a_boundary_in_each_direction():
     """Two forwards are ready at 1 s and 2 s; the second waits for the first, their gradients meet nothing."""
     costs = StepCosts([1.0, 0.0], [0.0, 0.0], [16.0])
     assert simulate(eager_one_forward_one_backward(2, 2), costs).seconds == 1 + 16 + 16 + 16

@@ -198,6 +198,24 @@ def test_what_does_not_fit_is_told_with_the_stage_the_bytes_and_what_would_help(
         minimize_bottleneck(profile, 2)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "front", "advised"), [("eager_1f1b", 9, True), ("eager_1f1b", 0, False), ("1f1b", 9, False)]
+)
+def test_the_other_schedule_is_advised_where_it_keeps_less(schedule, front, advised):
+    """The first stage keeps 3 micro-batches in the eager schedule and 2 in 1F1B, the last one 1 in both."""
+    layers = [
+        LayerCost(name="front", forward_seconds=1, backward_seconds=1, activation_bytes=front),
+        LayerCost(name="back", forward_seconds=1, backward_seconds=1, activation_bytes=9),
+    ]
+    devices = tuple(Device(memory_bytes=8) for _ in range(2))
+    profile = Profile(
+        layers=layers, micro_batch=1, sequence_length=1, devices=devices, num_micro_batches=4, schedule=schedule
+    )
+    with pytest.raises(PartitionError) as raised:
+        minimize_bottleneck(profile, 2)
+    assert ("the schedule 1f1b" in str(raised.value)) == advised
+
+
 def test_the_stage_with_the_most_micro_batches_in_flight_decides():
     """Equal layers, room for two of them at the end and for one at the front, where activations of all stages are kept."""
     layers = [LayerCost(name=f"l{i}", forward_seconds=1, backward_seconds=1, activation_bytes=10) for i in range(3)]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from recparallel import build_recommender
 from recparallel.errors import PartitionError
 from recparallel.models.layer import Layer
+from recparallel.profiling.interference import Cost, price_of_a_byte
 from recparallel.profiling.layers import Effort, representatives
 from recparallel.profiling.links import _rounds, as_links, snapped
 from recparallel.profiling.ranks import profile_on_ranks, relative_speeds
@@ -75,8 +76,16 @@ def interference(device="cpu", slowest_rate=1e6):
 
 
 def test_what_transfers_take_from_the_computation_beside_them_is_a_small_price_a_byte(pools):
-    """Ranks that share busy cores give noise of some ms, on a quarter of a megabyte."""
+    """The tensors cross, and noise on ranks that share busy cores is some ms on half a megabyte."""
     assert all(0 <= price < 1e-6 for price in pools[2].run(interference, slowest_rate=1e9))
+
+
+def test_the_price_of_a_byte_is_processor_time_at_the_pace_of_the_rank():
+    """At half a core 3 s more of it for 4 bytes in each direction are 6 s of clock; a disturbed pair changes nothing."""
+    pair = Cost(wall=20, processor=10), Cost(wall=26, processor=13)
+    disturbed = Cost(wall=20, processor=10), Cost(wall=900, processor=600)
+    assert price_of_a_byte([pair, disturbed, pair], num_bytes=4) == 6 / 8
+    assert price_of_a_byte([pair[::-1]], num_bytes=4) == 0.0  # noise is no gain
 
 
 def test_where_it_cannot_be_felt_transfers_take_nothing(pools):

@@ -227,7 +227,8 @@ def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:
     """Our pipelines hand one tensor of one shape on; someone else's keeps DeepSpeed's schedule.
 
     Raises:
-        ConfigError: the pipeline was cut for another schedule than the config asks for.
+        ConfigError: the pipeline was cut for another schedule than the config asks for, or its shapes change from one
+            micro-batch to the next.
     """
     module = engine.module
     built_for = module.schedule if isinstance(module, RecommenderPipeline) else "1f1b"
@@ -236,7 +237,13 @@ def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:
             f"recparallel.schedule is {section.schedule!r}, but this pipeline was built for {built_for!r}; leave it out, or "
             "build the pipeline by recparallel.initialize with a Recommender"
         )
-    return built_for == "eager_1f1b" and engine.num_stages > 1 and not engine.dynamic_shape
+    eager = built_for == "eager_1f1b" and engine.num_stages > 1
+    if eager and engine.dynamic_shape:
+        raise ConfigError(
+            "recparallel.schedule 'eager_1f1b' posts receives ahead and needs micro-batches of one shape, the pipeline has "
+            "dynamic_shape; use '1f1b'"
+        )
+    return eager
 
 
 def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:

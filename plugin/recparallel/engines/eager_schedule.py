@@ -13,7 +13,9 @@ from deepspeed.runtime.pipe import schedule
 
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.boundary_transfers import MOST_GRADIENTS, Inbox, Outbox, boundary_groups
-from recparallel.partitioning.schedules import COMPUTE, FORWARD, eager_one_forward_one_backward
+from recparallel.partitioning.schedules import COMPUTE, FORWARD, PIPELINE_SCHEDULES
+
+_EAGER = PIPELINE_SCHEDULES["eager_1f1b"]
 
 
 class BeginTransfers(schedule.PipeInstruction):  # type: ignore[misc]
@@ -45,14 +47,14 @@ class EagerSchedule(schedule.PipeSchedule):  # type: ignore[misc]
 
     def num_pipe_buffers(self) -> int:
         """Micro-batches whose activations are kept at once."""
-        return max(2, min(2 * (self.stages - self.stage_id) - 1, self.micro_batches))
+        return max(2, min(_EAGER.ahead(self.stage_id, self.stages), self.micro_batches))
 
     def steps(self) -> Iterator[list[Any]]:
         """One instruction after the other; computations of a kind go through the micro-batches in order."""
         loads = self.stage_id in (0, self.stages - 1)
         numbers = (count(), count())
         yield [BeginTransfers()]
-        for code, first, second in eager_one_forward_one_backward(self.stages, self.micro_batches)[self.stage_id]:
+        for code, first, second in _EAGER.programs(self.stages, self.micro_batches)[self.stage_id]:
             if code == COMPUTE:
                 buffer = self._buffer_idx(next(numbers[first]))
                 if first == FORWARD and loads:
@@ -64,6 +66,16 @@ class EagerSchedule(schedule.PipeSchedule):  # type: ignore[misc]
             yield [make(self._buffer_idx(micro_batch))]
         yield [schedule.ReduceTiedGrads(), schedule.ReduceGrads(), schedule.OptimizerStep(), FinishTransfers()]
 
+
+PHASES = {
+    BeginTransfers: "begin_transfers",
+    SendActivationAside: "send_activation",
+    TakeActivation: "recv_activation",
+    SendGradAside: "send_grad",
+    TakeGrad: "recv_grad",
+    FinishTransfers: "finish_transfers",
+}
+"""What events call these instructions."""
 
 _TRANSFERS = {
     (True, True): SendActivationAside,
@@ -99,13 +111,15 @@ def bind_eager_schedule(engine: Any, bindings: Bindings) -> None:
 class _Transfers:
     """What one engine has on its way: activations forth, gradients back."""
 
+    _activations: Inbox
+    _gradients: Inbox
+
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._group = boundary_groups()
         left, right = engine.stage_id - 1, engine.stage_id
         self._activations_sent = Outbox(_rank_of(engine, right + 1), group=self._group("forth", right))
         self._gradients_sent = Outbox(_rank_of(engine, left), group=self._group("back", left), most=MOST_GRADIENTS)
-        self.begin()
 
     def begin(self) -> None:
         """The shape of activations is known from the step before, if there was one."""

@@ -17,7 +17,7 @@ from recparallel.engines.seeding import base_seed, seed_layer
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
-from recparallel.plan import Partition, PipelineScheduleName, Profile
+from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,7 +55,7 @@ class RecommenderPipeline(PipelineModule):
         dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
         num_micro_batches: int | None = None,
-        schedule: PipelineScheduleName = "eager_1f1b",
+        schedule: PipelineScheduleName = DEFAULT_SCHEDULE,
         optimizer_shares: int = 1,
         profile: Profile | None = None,
         fixed: Partition | None = None,

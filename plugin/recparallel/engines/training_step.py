@@ -11,15 +11,8 @@ import torch.distributed as dist
 from deepspeed.runtime.pipe import schedule
 
 from recparallel import events
+from recparallel.engines import eager_schedule
 from recparallel.engines.bindings import Bindings
-from recparallel.engines.eager_schedule import (
-    BeginTransfers,
-    FinishTransfers,
-    SendActivationAside,
-    SendGradAside,
-    TakeActivation,
-    TakeGrad,
-)
 from recparallel.models.losses import TargetLoss
 
 PHASES = {
@@ -33,12 +26,7 @@ PHASES = {
     schedule.RecvActivation: "recv_activation",
     schedule.SendGrad: "send_grad",
     schedule.RecvGrad: "recv_grad",
-    SendActivationAside: "send_activation",
-    TakeActivation: "recv_activation",
-    SendGradAside: "send_grad",
-    TakeGrad: "recv_grad",
-    BeginTransfers: "begin_transfers",
-    FinishTransfers: "finish_transfers",
+    **eager_schedule.PHASES,
 }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recparallel.errors import PartitionError
 from recparallel.partitioning.schedules import PIPELINE_SCHEDULES
-from recparallel.plan import LinkCost, Profile
+from recparallel.plan import DEFAULT_SCHEDULE, LinkCost, Profile
 
 Floats: TypeAlias = NDArray[np.float64]
 CROSSINGS = 2
@@ -65,7 +65,7 @@ class Costs:
         self.activations = _prefix([layer.activation_bytes for layer in layers])
         self.boundary = np.array([0, *(layer.boundary_bytes for layer in layers[:-1]), 0], dtype=np.float64)
         self.num_micro_batches = profile.num_micro_batches or stages
-        self.schedule = PIPELINE_SCHEDULES[profile.schedule]
+        self.schedule = PIPELINE_SCHEDULES[profile.schedule or DEFAULT_SCHEDULE]
 
     def link(self, a: Group, b: Group) -> LinkCost | None:
         """The slowest of the links between two groups, replica by replica; None costs nothing."""

@@ -7,6 +7,7 @@ import numpy as np
 from recparallel.errors import PartitionError
 from recparallel.partitioning.chain import cut_chain
 from recparallel.partitioning.costs import Costs, Group
+from recparallel.partitioning.schedules import PIPELINE_SCHEDULES
 
 _MIB = 2**20
 
@@ -29,7 +30,8 @@ def too_little_memory(costs: Costs, order: Sequence[Group]) -> PartitionError:
     assert limit is not None
     lacking = needed[worst]
     kept = min(costs.schedule.ahead(worst, costs.stages), costs.num_micro_batches)
-    schedule = "the schedule 1f1b, " if kept > min(costs.stages - worst, costs.num_micro_batches) else ""
+    kept_by_1f1b = min(PIPELINE_SCHEDULES["1f1b"].ahead(worst, costs.stages), costs.num_micro_batches)
+    schedule = "the schedule 1f1b, " if kept > kept_by_1f1b else ""
     return PartitionError(
         f"no cut into {len(order)} stages fits: with the one that comes nearest, stage {worst} "
         f"({costs.layers_of(bounds, worst)}) on {order[worst].name} needs {(limit + lacking) / _MIB:,.1f} MiB and has "

@@ -70,7 +70,10 @@ class _Search:
         self.schedule = costs.schedule.programs(self.stages, self.micro_batches)
         self.tables = [costs.stage_seconds(group, *neighbours(order, s)) for s, group in enumerate(order)]
         self.needs = [costs.stage_bytes(s) for s in range(self.stages)]
-        self.transfers = [costs.transfer(a, b) for a, b in zip(order, order[1:])]
+        # Of each stage, by its begin: the first activation into it and the last gradient out of it, and what of that its own
+        # micro-batches do not count already.
+        self.into = [2 * costs.transfer(a, b) for a, b in zip((None, *order), order)]
+        self.on_top = [np.zeros_like(into) if costs.schedule.blocking else into for into in self.into]
         updates = np.concatenate([[0.0], np.cumsum([layer.update_seconds for layer in costs.profile.layers])])
         self.updates = updates
         self.instructions = sum(map(len, self.schedule))
@@ -104,12 +107,9 @@ class _Search:
         later = np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1)  # [i, j]: a stage ends behind its beginning
         for stage in reversed(range(stages)):
             ends, begins = self.tables[stage]
-            into = 2 * self.transfers[stage - 1] if stage else np.zeros(n + 1)
-            own = self.micro_batches * (ends[None, :] - begins[:, None])
-            if not self.costs.schedule.blocking:
-                own += into[:, None]
+            own = self.micro_batches * (ends[None, :] - begins[:, None]) + self.on_top[stage][:, None]
             work = self.costs.seconds / self.order[stage].speed
-            through = work[None, :] - work[:, None] + into[:, None] + rest[None, :]
+            through = work[None, :] - work[:, None] + self.into[stage][:, None] + rest[None, :]
             value = np.where(later, np.maximum(own, through), np.inf)
             limit = self.order[stage].memory_bytes
             if limit is not None:
@@ -137,12 +137,9 @@ class _Search:
                 continue
             updates = float(self.updates[end] - self.updates[begin]) / speed
             first_update = updates if stage == 0 else self._first_update(bounds)
-            crossing = 2 * float(self.transfers[stage - 1][begin]) if stage else 0.0
-            here = front + self.micro_batches * own + first_update
-            if not self.costs.schedule.blocking:
-                here += crossing
+            here = front + float(self.on_top[stage][begin]) + self.micro_batches * own + first_update
             inside = float(self.costs.seconds[end] - self.costs.seconds[begin]) / speed
-            behind = front + inside + crossing
+            behind = front + inside + float(self.into[stage][begin])
             rest = behind + float(self.rest[stage + 1][end]) if stage + 1 < self.stages else 0.0
             bound = max(floor, here, rest + first_update)
             options.append((bound, end, behind))

@@ -22,8 +22,8 @@ from recparallel.plan import Profile
 FOLDER = "RECPARALLEL_CACHE"
 """Environment variable: where caches lie, instead of ``~/.cache/recparallel``."""
 
-WAY = 2
-"""Of measuring: it goes up when what an older version measured would mislead a newer one."""
+MEASUREMENT = 2
+"""The version of how layers and links are measured: it goes up when what an older version measured would mislead a newer one."""
 
 
 class _File(BaseModel):
@@ -56,7 +56,7 @@ def conditions(
         devices: what each rank runs on, host included.
     """
     return {
-        "way": WAY,
+        "measurement": MEASUREMENT,
         "layers": [
             f"{layer.name} {layer.module_class.__module__}.{layer.module_class.__qualname__} {_text(layer.kwargs)}"
             for layer in layers

@@ -5,20 +5,24 @@ Over TCP that is more than the transfer's own threads use: the system does most 
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.distributed as dist
 
-_MOST_BYTES, _LEAST_BYTES, _LONGEST = 2**18, 2**15, 0.05
+from recparallel.profiling.busywork import busywork
+
+_MOST_BYTES, _LEAST_BYTES, _CROSSING_SECONDS = 2**18, 2**15, 0.05
 _REPEATS = 6
 _WORK_SECONDS = 0.06
 
 
 @dataclass(frozen=True)
-class _Cost:
+class Cost:
+    """Seconds of some work: on the clock, and of the processor."""
+
     wall: float
     processor: float
 
@@ -35,28 +39,35 @@ def measure_interference(device: torch.device | str, dtype: torch.dtype, slowest
         device, dtype: of the computation.
         slowest_rate: bytes per second of the slowest link: the tensors are small enough to cross it meanwhile.
     """
-    num_bytes = min(_MOST_BYTES, int(_LONGEST * slowest_rate))
+    num_bytes = min(_MOST_BYTES, int(_CROSSING_SECONDS * slowest_rate))
     if torch.device(device).type != "cpu" or dist.get_world_size() < 2 or num_bytes < _LEAST_BYTES:
         return 0.0
-    work = partial(_compute, *_amount(dtype))
+    work = _work(dtype)
     pairs = [(_time(work, list), _time(work, partial(_around_the_ring, num_bytes))) for _ in range(_REPEATS)]
+    return price_of_a_byte(pairs, num_bytes)
+
+
+def price_of_a_byte(pairs: Sequence[tuple[Cost, Cost]], num_bytes: int) -> float:
+    """Seconds a byte, from the same work alone and beside ``num_bytes`` in each direction, time after time."""
     pace = statistics.median(alone.wall / max(alone.processor, 1e-9) for alone, _ in pairs)
     more = statistics.median(beside.processor - alone.processor for alone, beside in pairs)
     return max(more, 0.0) * pace / (2 * num_bytes)
 
 
-def _amount(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
-    factor, values = torch.ones(256, 256, dtype=dtype), torch.zeros(2**20)
-    _compute(factor, values, 2)
+def _work(dtype: torch.dtype) -> Callable[[], None]:
+    """So much of it that it takes :data:`_WORK_SECONDS` of processor time."""
+    compute = busywork(dtype)
+    compute()
     start = time.process_time()
-    _compute(factor, values, 5)
-    return factor, values, max(1, round(5 * _WORK_SECONDS / max(time.process_time() - start, 1e-6)))
+    for _ in range(5):
+        compute()
+    times = max(1, round(5 * _WORK_SECONDS / max(time.process_time() - start, 1e-6)))
 
+    def work() -> None:
+        for _ in range(times):
+            compute()
 
-def _compute(factor: torch.Tensor, values: torch.Tensor, times: int) -> None:
-    for _ in range(times):
-        _ = factor @ factor
-        values.add_(1.0)
+    return work
 
 
 def _around_the_ring(num_bytes: int) -> list[dist.Work]:
@@ -66,7 +77,7 @@ def _around_the_ring(num_bytes: int) -> list[dist.Work]:
     return [work for work in works if work is not None]
 
 
-def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work]]) -> _Cost:
+def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work]]) -> Cost:
     """Wall time of the computation; processor time until its transfers are over too."""
     dist.barrier()
     wall, processor = time.perf_counter(), time.process_time()
@@ -75,4 +86,4 @@ def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work
     wall = time.perf_counter() - wall
     for transfer in transfers:
         transfer.wait()
-    return _Cost(wall, time.process_time() - processor)
+    return Cost(wall, time.process_time() - processor)

@@ -184,7 +184,6 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
     masters = _masters(module)
     evict = _evicting(x.device)
     runs = 1
-
     seen = False
 
     def once() -> tuple[float, float]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from recparallel.errors import PartitionError
 from recparallel.models.layer import Layer
 from recparallel.plan import Device, LayerCost, Profile
+from recparallel.profiling.busywork import busywork
 from recparallel.profiling.device import describe_device, free_bytes
 from recparallel.profiling.interference import measure_interference
 from recparallel.profiling.layers import (
@@ -174,10 +175,9 @@ def relative_speeds(seconds: Sequence[float]) -> list[float]:
 def _compute_until_all_are_done(device: torch.device | str, dtype: torch.dtype) -> None:
     everybody = dist.barrier(async_op=True)
     if torch.device(device).type == "cpu" and everybody is not None:
-        factor, values = torch.ones(256, 256, dtype=dtype), torch.zeros(2**20)
+        compute = busywork(dtype)
         while not everybody.is_completed():
-            _ = factor @ factor
-            values.add_(1.0)
+            compute()
     if everybody is not None:
         everybody.wait()
 

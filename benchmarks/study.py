@@ -69,6 +69,7 @@ class Study:
         document: holds the tables of the last full run, between markers.
         environment: variables of all ranks, the same on every side.
         extras: units of what sides report of themselves, by name (:class:`benchmarks.peers.trainer.StepResult`).
+        settles: steps before each measurement, probes included, beside those that every benchmark makes; none in a quick run.
         bound: further bounds, from the results of a pair.
         conclude: further tables and plots, from all results, the path of the JSON, and the document if it is to be written.
     """
@@ -81,6 +82,7 @@ class Study:
     document: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, str] = field(default_factory=dict)
+    settles: int = 0
     bound: Callable[[Results, Workload, ClusterSpec], None] = lambda results, workload, spec: None
     conclude: Callable[[Results, Path, Path | None], None] = lambda results, path, document: None
 
@@ -185,21 +187,22 @@ def expected_seconds(pairs: Sequence[Pair], run: Run) -> tuple[float, float]:
     for pair in pairs:
         key = pair.workload.name, conditions_of(pair.spec)
         if key not in probed and not run.options.quick:
-            probes += _expected_probe_seconds(pair, run.choices)
+            probes += _expected_probe_seconds(pair, run.choices, run.study.settles)
             probed.add(key)
         for number in range(run.rounds):
             rounds += _expected_round_seconds(pair, number, run)
     return probes, rounds
 
 
-def _expected_probe_seconds(pair: Pair, choices: Choices) -> float:
+def _expected_probe_seconds(pair: Pair, choices: Choices, settles: int) -> float:
     alone = len(plan_alone(pair.sides, pair.workload, choices))
     given = pair.sides, pair.workload, pair.spec, choices
     steps = [len(plan_precisions(*given)), len(plan_micro_batches(*given))]
     if steps[0]:  # then the third step is not known yet: two more for each side with a micro-batch of its own
         steps[1] = 2 * sum(side.kind != "replicated" for side in pair.sides)
     launches = (alone > 0) + sum(math.ceil(count / LAUNCH_SIZE) + 1 for count in steps if count)
-    return alone * _ALONE_SECONDS + sum(steps) * (_BUILD_SECONDS + _STEP_SECONDS) + launches * _LAUNCH_SECONDS
+    each = _BUILD_SECONDS + (1 + settles * _WARMUP_SHARE) * _STEP_SECONDS
+    return alone * _ALONE_SECONDS + sum(steps) * each + launches * _LAUNCH_SECONDS
 
 
 def _expected_round_seconds(pair: Pair, number: int, run: Run) -> float:
@@ -231,7 +234,7 @@ def _pairs(study: Study, options: Options) -> list[Pair]:
 def _measure(pair: Pair, run: Run) -> None:
     workload, cluster = pair.names
     if not run.options.quick:
-        tune(pair.sides, pair.workload, pair.spec, run.choices, enter=run.enter)
+        tune(pair.sides, pair.workload, pair.spec, run.choices, enter=run.enter, settles=run.study.settles)
     rounds = range(run.rounds)
     if any(_jobs_of_round(pair, number, run) for number in rounds):
         with run.enter(pair.spec) as entered:
@@ -317,8 +320,9 @@ def _job(side: Side, pair: Pair, run: Run) -> Job:
     if run.options.quick:
         steps = _QUICK_SHORT_STEPS if _quick_seconds(best, pair.workload) < _QUICK_SHORT_SECONDS else _QUICK_STEPS
     else:
-        steps = 1 if best is None or not best.seconds else max(1, min(5, round(4 / best.seconds)))
-    return Job(side.name, side.name, pair.workload.name, setting, 1 + side.settles, steps, pair.workload.global_batch)
+        steps = 1 if best is None or not best.seconds else max(1, min(5, round(6 / best.seconds)))
+    warmup = 1 + side.settles + (0 if run.options.quick else run.study.settles)
+    return Job(side.name, side.name, pair.workload.name, setting, warmup, steps, pair.workload.global_batch)
 
 
 def _quick_seconds(best: Trial | None, workload: Workload) -> float:

@@ -1,4 +1,4 @@
-"""Find each side's best micro-batch and precision by short probes: one step, straight after building.
+"""Find each side's best micro-batch and precision by short probes: one step, straight after building or behind a few more.
 
 1. One process alone, without an exchange, at every micro-batch and precision: replicas compute what it computes, so its
    best micro-batch is theirs. Its costs are the basis of the compute bounds.
@@ -76,7 +76,15 @@ def chosen_setting(side: Side, workload: Workload, spec: ClusterSpec, choices: C
     return best.setting if best else first_setting(side, "bf16", workload, spec, choices)
 
 
-def tune(sides: Sequence[Side], workload: Workload, spec: ClusterSpec, choices: Choices, *, enter: Enter) -> None:
+def tune(
+    sides: Sequence[Side],
+    workload: Workload,
+    spec: ClusterSpec,
+    choices: Choices,
+    *,
+    enter: Enter,
+    settles: int = 0,
+) -> None:
     """Make all probes that are missing.
 
     Args:
@@ -84,6 +92,7 @@ def tune(sides: Sequence[Side], workload: Workload, spec: ClusterSpec, choices: 
         spec: the cluster; one with the same conditions has the same probes.
         choices: where trials are kept.
         enter: opens a cluster.
+        settles: steps before that of a probe.
     """
     alone = plan_alone(sides, workload, choices)
     if alone:
@@ -97,7 +106,7 @@ def tune(sides: Sequence[Side], workload: Workload, spec: ClusterSpec, choices: 
                     own = [(side, setting) for side, setting in planned if side.launch == launch]
                     for first in range(0, len(own), LAUNCH_SIZE):
                         part = own[first : first + LAUNCH_SIZE]
-                        _probe(part, workload, cluster, choices, conditions_of(spec))
+                        _probe(part, workload, cluster, choices, conditions_of(spec), settles=settles)
 
 
 def _probe(
@@ -108,8 +117,9 @@ def _probe(
     conditions: str,
     *,
     global_batch: int | None = None,
+    settles: int = 0,
 ) -> None:
-    warmup = 1 if global_batch else 0  # an update alone is short, and its first one allocates
+    warmup = 1 if global_batch else settles  # an update alone is short, and its first one allocates
     jobs = {
         f"{side.name}, {setting}": Job(
             f"{side.name}, {setting}", side.name, workload.name, setting, warmup + side.settles, 1, global_batch

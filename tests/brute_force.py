@@ -34,7 +34,13 @@ def profiles(draw, *, most_layers=7, most_stages=4, limited=None):
     if draw(st.booleans()) and n > 1:
         tied = {0, n - 1}
         layers = [
-            layer.model_copy(update={"tie": "table", "parameter_bytes": draw(st.sampled_from([8, 8, 2]))})
+            layer.model_copy(
+                update={
+                    "tie": "table",
+                    "parameter_bytes": draw(st.sampled_from([8, 8, 2])),
+                    "touched_share": draw(st.sampled_from([1.0, 0.25, 0.0])),
+                }
+            )
             if i in tied
             else layer
             for i, layer in enumerate(layers)

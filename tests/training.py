@@ -29,6 +29,7 @@ class Run:
     dtype: str = "fp32"
     loss: str = "cross_entropy"
     schedule: str = "eager_1f1b"
+    num_items: int = NUM_ITEMS
     compression: dict[str, Any] | None = None
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
@@ -42,7 +43,7 @@ def recommender(run: Run) -> Any:
     architecture = {"model_type": run.family, "vocab_size": 8, "bos_token_id": None, "eos_token_id": None, **size}
     options = {"num_negatives": 10} if run.loss == "sampled_softmax" else None
     return build_recommender(
-        architecture, num_items=NUM_ITEMS, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
+        architecture, num_items=run.num_items, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
     )
 
 

@@ -50,6 +50,19 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class TiedExchange:
+    """The gradients of one tied table were summed over the stages that hold a copy of it.
+
+    ``way`` is ``"rows"`` where only those that are not zero travelled, else ``"dense"``; sizes as in :class:`Exchange`.
+    """
+
+    way: str
+    dense_bytes: int
+    wire_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StepDone:
     """An optimizer step is complete. ``loss`` is the mean over the global batch's targets."""
 
@@ -59,7 +72,7 @@ class StepDone:
     num_sequences: int
 
 
-Event = Phase | Transfer | Exchange | StepDone
+Event = Phase | Transfer | Exchange | TiedExchange | StepDone
 Subscriber = Callable[[Event], None]
 
 _subscribers: list[Subscriber] = []

@@ -45,6 +45,8 @@ class LayerCost(_Word):
         optimizer_bytes: what the optimizer keeps for it (moments, master weights).
         activation_bytes: kept from the forward pass for the backward pass.
         boundary_bytes: of its output, which crosses the link when the cut lies behind this layer.
+        touched_share: of the rows of its weight, those whose gradient one micro-batch makes other than zero; copies of a tied
+            table exchange no more than the rows that a step has touched.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LayerCost(_Word):
     optimizer_bytes: Bytes = 0
     activation_bytes: Bytes = 0
     boundary_bytes: Bytes = 0
+    touched_share: float = Field(default=1.0, ge=0, le=1)
 
     @property
     def seconds(self) -> float:
@@ -68,12 +71,16 @@ class LayerCost(_Word):
     @property
     def state_bytes(self) -> int:
         """Weights, gradients and optimizer state: what stays in memory whatever the schedule."""
-        return self.parameter_bytes + self.exchanged_bytes + self.optimizer_bytes
+        return self.parameter_bytes + self.summed_bytes + self.optimizer_bytes
 
     @property
-    def exchanged_bytes(self) -> int:
-        """What copies of a tied layer exchange in each step: their gradients."""
+    def summed_bytes(self) -> int:
+        """Of its accumulated gradients."""
         return self.parameter_bytes if self.gradient_bytes is None else self.gradient_bytes
+
+    def touched_bytes(self, num_micro_batches: int) -> float:
+        """Of the gradients of the rows that a step touches, if each micro-batch touches its share at random."""
+        return self.summed_bytes * (1 - (1 - self.touched_share) ** num_micro_batches)
 
 
 class LinkCost(_Word):
@@ -210,7 +217,7 @@ def _mixed(a: LayerCost, b: LayerCost, share: float) -> LayerCost:
 
     seconds = {name: line(name) for name in ("forward_seconds", "backward_seconds")}
     sizes = {name: round(line(name)) for name in ("activation_bytes", "boundary_bytes")}
-    return a.model_copy(update={**seconds, **sizes})
+    return a.model_copy(update={**seconds, **sizes, "touched_share": line("touched_share")})
 
 
 class Cluster(_Word):

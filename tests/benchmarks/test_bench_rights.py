@@ -18,7 +18,7 @@ def test_version_2_limits_by_cpu_max(tmp_path: Path) -> None:
     groups.create("g")
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu"
     groups.set_limit("g", 0.5)
-    assert (tmp_path / "g" / "cpu.max").read_text() == "5000 10000"
+    assert (tmp_path / "g" / "cpu.max").read_text() == "3000 6000"
     assert groups.limit("g") == 0.5
     groups.set_limit("g", None)
     assert groups.limit("g") is None
@@ -38,10 +38,11 @@ def test_version_1_limits_by_quota_and_period(tmp_path: Path) -> None:
     assert [file.parent.parent.name for file in groups.members("g")] == ["cpu", "cpuacct"]
 
 
-def test_a_share_below_a_tenth_has_a_longer_period_because_the_kernel_takes_no_quota_below_a_millisecond() -> None:
-    assert quota_and_period(0.5) == (5_000, 10_000)
+def test_a_small_share_has_a_longer_period_because_the_kernel_takes_no_quota_below_a_millisecond() -> None:
+    assert quota_and_period(0.5) == (3_000, 6_000)
+    assert quota_and_period(0.25) == (2_000, 8_000)
     assert quota_and_period(0.01) == (1_000, 100_000)
-    assert quota_and_period(None) == (None, 10_000)
+    assert quota_and_period(None) == (None, 6_000)
 
 
 def test_the_version_that_holds_the_cpu_controller_is_found(tmp_path: Path) -> None:

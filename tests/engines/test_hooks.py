@@ -29,10 +29,10 @@ def compressed_training(run):
     with events.subscribe(lambda event: seen.append(event) if isinstance(event, events.Exchange) else None):
         losses = train(engine, run)
     wire, dense = sum(e.wire_bytes for e in seen), sum(e.dense_bytes for e in seen)
-    return losses, {e.codec for e in seen}, wire / dense, _tied_copies_equal(engine)
+    return losses, {e.codec for e in seen}, wire / dense, tied_copies_equal(engine)
 
 
-def _tied_copies_equal(engine):
+def tied_copies_equal(engine):
     """Both stages hold the same bits of a tied table."""
     import torch
     import torch.distributed as dist

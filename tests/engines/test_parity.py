@@ -58,6 +58,48 @@ def test_stages_of_a_single_layer(pools, stages):
     _agree(pools, run, 4)
 
 
+def tied_training(run):
+    """Losses, what travelled of the tied table, and whether its copies are the same in the end."""
+    from test_hooks import tied_copies_equal
+
+    from recparallel import events
+
+    seen = []
+    engine = make_engine(run)
+    with events.subscribe(lambda event: seen.append(event) if isinstance(event, events.TiedExchange) else None):
+        losses = train(engine, run)
+    return losses, seen, tied_copies_equal(engine)
+
+
+@pytest.mark.parametrize(("world_size", "zero"), [(2, 0), (4, 0), (4, 1)])
+def test_tied_copies_exchange_the_rows_that_were_touched(pools, world_size, zero):
+    run = Run(loss="sampled_softmax", zero=zero, steps=6, num_items=600)
+    expected = reference(run)
+    for losses, seen, equal in pools[world_size].run(tied_training, run=run):
+        assert losses == pytest.approx(expected, rel=RTOL)
+        assert equal
+        if seen:
+            assert len(seen) == run.steps
+            assert all(event.way == "rows" and event.wire_bytes < event.dense_bytes / 2 for event in seen)
+
+
+def test_a_tied_table_that_is_touched_everywhere_travels_whole(pools):
+    for losses, seen, _ in pools[2].run(tied_training, run=Run(steps=3)):
+        assert losses == pytest.approx(reference(Run(steps=3)), rel=RTOL)
+        assert [event.way for event in seen] == ["dense"] * 3
+        assert all(event.wire_bytes == event.dense_bytes for event in seen)
+
+
+@pytest.mark.parametrize(("zero", "dtype"), [(0, "bf16"), (1, "bf16_fp32_accumulation")])
+def test_a_stage_of_nothing_but_a_tied_copy_trains_in_bf16(pools, zero, dtype):
+    """DeepSpeed alone finds no gradient for the norm there, and fails."""
+    run = Run(stages=4, partition="profile", zero=zero, dtype=dtype, steps=6, loss="sampled_softmax")
+    whole = pools[2].run(train_on_engine, run=Run(**{**vars(run), "stages": 2, "partition": "uniform"}))[0]
+    for losses, _, equal in pools[4].run(tied_training, run=run):
+        assert losses == pytest.approx(whole, rel=1e-2)
+        assert equal
+
+
 def norms(run):
     """The gradient norm of each step as the engine reports it."""
     engine = make_engine(run)

@@ -58,7 +58,10 @@ OWN_ATTRIBUTES = {
 STANDARD = {"_exit"}
 """``os._exit``."""
 
-DATA = {"_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine"}
+DATA = {
+    "_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine",
+    "_hp_grad": "deepspeed.runtime.bf16_optimizer:BF16_Optimizer",
+}
 """Private data of DeepSpeed's instances: no attribute of the class, so not in ``SEAMS``; name to the class that sets
 it."""
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from recparallel.engines.bindings import Bindings
+
 
 def clip_gradients(engine: Any) -> None:
     """Scale all gradients so that their joint 2-norm is at most ``engine.gradient_clipping()``.
@@ -28,3 +30,19 @@ def clip_gradients(engine: Any) -> None:
     for _, gradient in gradients:
         gradient.mul_(factor.to(gradient.device))
     engine._global_grad_norm = norm.item()
+
+
+def bind_norm_of_copies(optimizer: Any, bindings: Bindings) -> None:
+    """Let a stage of a ``BF16_Optimizer`` take part in the norm that holds nothing but tied copies, which count elsewhere.
+
+    DeepSpeed (0.19) stacks the norms of its other gradients, of which there are none, and fails; the other ranks wait for it.
+    """
+    original = optimizer.get_grads_for_norm
+
+    def get_grads_for_norm(for_clipping: bool = False) -> Any:
+        found = original(for_clipping)
+        if for_clipping or found[0]:
+            return found
+        return [torch.zeros(1, device=optimizer.bf16_groups[0][0].device)], found[1]
+
+    bindings.bind(optimizer, "get_grads_for_norm", get_grads_for_norm)

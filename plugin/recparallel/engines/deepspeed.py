@@ -14,6 +14,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from recparallel.config import (
@@ -31,13 +32,14 @@ from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
-from recparallel.engines.clipping import clip_gradients
+from recparallel.engines.clipping import bind_norm_of_copies, clip_gradients
 from recparallel.engines.dense_exchange import bind_exchange_report
 from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
 from recparallel.engines.seams import check_version
+from recparallel.engines.tied_exchange import bind_tied_exchange
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
 from recparallel.models.recommender import Recommender
@@ -173,7 +175,9 @@ def attach(
     * a pipeline of ours runs the schedule that it was cut for (``eager_schedule.py``);
     * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``), and an
       evaluation that takes any batch size (``evaluation_step.py``);
-    * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once (``clipping.py``);
+    * copies of a tied table exchange the rows that a step has touched (``tied_exchange.py``);
+    * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once, and bf16 ones a norm for stages that hold
+      nothing but a tied copy (``clipping.py``);
     * a gradient hook averages the gradients: the one given, or the one that ``config`` names under ``compression``.
 
     Args:
@@ -208,12 +212,15 @@ def attach(
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
                 bind_eager_schedule(engine, bindings)
+            bind_tied_exchange(engine, bindings)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
             if bound is None and dist.get_world_size(group) > 1:
                 bind_exchange_report(engine, bindings)
             if not (engine.fp16_enabled() or engine.bfloat16_enabled() or engine.zero_optimization()):
                 bindings.bind(engine, "clip_fp32_gradients", lambda: clip_gradients(engine))
+            if isinstance(engine.optimizer, BF16_Optimizer):
+                bind_norm_of_copies(engine.optimizer, bindings)
             plan = _plan_of(engine, bound)
         handle = Handle(engine, bound, plan, bindings)
         bindings.bind(engine, "recparallel", handle)

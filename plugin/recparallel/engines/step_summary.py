@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import torch.distributed as dist
 
-from recparallel.events import Event, Exchange, Phase, StepDone, Transfer
+from recparallel.events import Event, Exchange, Phase, StepDone, TiedExchange, Transfer
 
 
 class StepSummary:
@@ -23,6 +23,9 @@ class StepSummary:
         elif isinstance(event, Exchange):
             self._sums["exchange_wire_bytes"] += event.wire_bytes
             self._sums["exchange_dense_bytes"] += event.dense_bytes
+        elif isinstance(event, TiedExchange):
+            self._sums["tied_wire_bytes"] += event.wire_bytes
+            self._sums["tied_dense_bytes"] += event.dense_bytes
         elif isinstance(event, Transfer):
             self._sums["boundary_sent_bytes"] += event.num_bytes
         elif isinstance(event, StepDone):

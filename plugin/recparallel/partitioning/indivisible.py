@@ -73,10 +73,11 @@ def indivisible(profile: Profile, partition: Partition) -> Indivisible:
 def shortest_step(profile: Profile, stages: int) -> float:
     """Seconds that no step over contiguous cuts can beat, whatever the cut and the order of devices.
 
-    1. For every order of devices, the best that any cut allows: all micro-batches of a stage, behind one forward and before
-       one backward of the stages in front of it (:func:`~recparallel.partitioning.step_time.least_step`). With more orders
-       than can be searched, all micro-batches of the slowest stage of the best cut.
-    2. Then the exchange of a table that no cut leaves on one stage, over the fastest link, and the first layer's update.
+    1. For every order of devices, the best that any cut allows: all micro-batches of a stage and its wait for the first
+       gradient, behind one forward and before one backward of the stages in front of it, then the first stage's update
+       (:func:`~recparallel.partitioning.step_time.least_step`). With more orders than can be searched, all micro-batches of the
+       slowest stage of the best cut.
+    2. The exchange of a table that no cut leaves on one stage, over the fastest link.
     3. For every layer: all its micro-batches on the fastest device, behind one forward of all layers in front of it and
        before its own update.
 
@@ -91,10 +92,8 @@ def shortest_step(profile: Profile, stages: int) -> float:
         (float(costs.forward[i]) + micro_batches * layer.seconds + layer.update_seconds) / fastest
         for i, layer in enumerate(layers)
     ]
-    behind = layers[0].update_seconds / fastest
-    if _is_torn(profile, stages):
-        behind += _least_exchange(costs)
-    return max(*alone, _least_of_all_orders(costs, micro_batches) + behind)
+    exchange = _least_exchange(costs) if _is_torn(profile, stages) else 0.0
+    return max(*alone, _least_of_all_orders(costs, micro_batches) + exchange)
 
 
 def _least_of_all_orders(costs: Costs, micro_batches: int) -> float:
@@ -115,12 +114,14 @@ def _is_torn(profile: Profile, stages: int) -> bool:
 
 
 def _least_exchange(costs: Costs) -> float:
-    """The least seconds in which copies of the first layer's table sum their gradients."""
+    """The least seconds in which copies of the first layer's table sum their gradients: as many rows as its busiest place
+    touches, or all of them, cross a link."""
     link = _best_link(costs)
     if link is None:
         return 0.0
-    layers = costs.profile.layers
-    return min(layer.exchanged_bytes for layer in layers if layer.tie == layers[0].tie) / link.bytes_per_second
+    places = [layer for layer in costs.profile.layers if layer.tie == costs.profile.layers[0].tie]
+    touched = max(layer.touched_bytes(costs.num_micro_batches) for layer in places)
+    return min(touched, *(layer.summed_bytes for layer in places)) / link.bytes_per_second
 
 
 def _best_link(costs: Costs) -> LinkCost | None:

@@ -36,26 +36,30 @@ def step_costs(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> S
 def tied_exchanges(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> list[tuple[list[int], float]]:
     """For each table that lies on several stages: these stages, and the seconds of summing its gradients over them.
 
-    A ring over ``p`` stages sends ``2 (p - 1) / p`` of the bytes over its slowest link, in ``2 (p - 1)`` turns.
+    Over ``p`` stages a ring brings ``2 (p - 1) / p`` of the table over its slowest link, in ``2 (p - 1)`` turns. By rows
+    (:class:`recparallel.collectives.rows.RowSum`) come ``p - 1`` times as many as the stage with the most has touched, in as many
+    turns, and their numbers and how many there are, too. The engine takes what is less.
     """
-    places: dict[str, list[int]] = {}
+    number = costs.num_micro_batches
+    touched: dict[str, dict[int, float]] = {}
     sizes: dict[str, int] = {}
     for stage, (a, b) in enumerate(zip(bounds, bounds[1:])):
         for layer in costs.profile.layers[a:b]:
             if layer.tie is not None:
-                sizes[layer.tie] = layer.exchanged_bytes
-                own = places.setdefault(layer.tie, [])
-                if stage not in own:
-                    own.append(stage)
+                sizes[layer.tie] = layer.summed_bytes
+                own = touched.setdefault(layer.tie, {})
+                own[stage] = own.get(stage, 0.0) + layer.touched_bytes(number)
     exchanges = []
-    for tie, stages in places.items():
-        if len(stages) < 2:
+    for tie, by_stage in touched.items():
+        if len(by_stage) < 2:
             continue
-        p = len(stages)
+        stages, p = list(by_stage), len(by_stage)
         links = [costs.link(order[a], order[b]) for a in stages for b in stages if a < b]
         turns = [(link.latency_seconds, 1 / link.bytes_per_second) for link in links if link is not None]
         latency, per_byte = (max(column) for column in zip(*turns)) if turns else (0.0, 0.0)
-        exchanges.append((stages, 2 * (p - 1) * latency + 2 * (p - 1) / p * sizes[tie] * per_byte))
+        rows, dense = max(by_stage.values()), 2 / p * sizes[tie]
+        turn = 3 if rows < dense else 2
+        exchanges.append((stages, (p - 1) * (turn * latency + min(rows, dense) * per_byte)))
     return exchanges
 
 

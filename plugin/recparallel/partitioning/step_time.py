@@ -5,14 +5,16 @@ the optimizer runs. Of the many cuts with the same slowest stage this finds the 
 slightly slower stage that is better still.
 
 Branch and bound over the cuts from left to right. The time of a step is at least, for every stage: the forwards in front
-of it, all that it does itself, the backwards in front of it, and the first stage's update. For stages not yet cut, the
-same over the best way to cut the remaining layers, which a recurrence from the right gives for every first layer.
+of it, all that it does itself, what it waits for its first gradient once it has made all forwards that it may make before, the
+backwards in front of it, and the first stage's update. For stages not yet cut, the same over the best way to cut the remaining
+layers, which a recurrence from the right gives for every first layer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recparallel.partitioning.bottleneck import cut_in_order, neighbours, stage_seconds
 from recparallel.partitioning.costs import Costs, Floats, Group
@@ -51,9 +53,10 @@ def search(
 
 
 def least_step(costs: Costs, order: Sequence[Group]) -> float:
-    """Seconds that no step over any cut for devices in this order can beat: a stage's micro-batches, behind the forwards
-    and before the backwards of the stages in front of it. Tied tables and updates come on top. inf where nothing fits."""
-    return float(_Search(costs, order, most_work=0).rest[0][0])
+    """Seconds that no step over any cut for devices in this order can beat: a stage's micro-batches and its wait for the first
+    gradient, behind the forwards and before the backwards of the stages in front of it, and then the first stage's update. The
+    exchange of tied tables comes on top. inf where nothing fits."""
+    return float(_Search(costs, order, most_work=0).least)
 
 
 @dataclass
@@ -77,6 +80,8 @@ class _Search:
         updates = np.concatenate([[0.0], np.cumsum([layer.update_seconds for layer in costs.profile.layers])])
         self.updates = updates
         self.instructions = sum(map(len, self.schedule))
+        self.round_trip = self._shortest_round_trips()
+        self.least = np.inf
         self.rest = self._least_of_rest()
 
     def run(self, method: str, better_than: float) -> Partition:
@@ -93,28 +98,62 @@ class _Search:
             optimal=self.work_left > 0,
         )
 
+    def _forwards(self, stage: int) -> tuple[Floats, Floats]:
+        """``(ends, begins)`` of the seconds of a stage's forward, with what the transfers at both ends cost it."""
+        group, (before, behind) = self.order[stage], neighbours(self.order, stage)
+        work = self.costs.forward / group.speed
+        return work + self.costs.crossing(group, behind), work - self.costs.crossing(group, before)
+
+    def _shortest_round_trips(self) -> list[Floats]:
+        """``[s][i]``: the least seconds between the end of a forward in front of layer ``i`` and the arrival of its gradient, if
+        stages ``s …`` hold layers ``i …``; inf where they cannot."""
+        n = self.n
+        trip = np.full(n + 1, np.inf)
+        trip[n] = 0.0
+        found = [trip]
+        for stage in reversed(range(self.stages)):
+            work = self.costs.seconds / self.order[stage].speed
+            value = np.where(_later(n), work[None, :] - work[:, None] + trip[None, :], np.inf)
+            trip = value.min(axis=1) + self.into[stage]
+            found.append(trip)
+        return found[::-1]
+
+    def _waits(self, stage: int) -> Floats:
+        """``[i, j]``: seconds that stage ``i … j`` has nothing to do before its first gradient comes: it takes a round trip,
+        during which the stage may make all but the first of the forwards that it keeps. Left out, as 0, where transfers block
+        and are themselves a part of the trip."""
+        if self.costs.schedule.blocking:
+            return np.zeros((self.n + 1, self.n + 1))
+        trip = self.round_trip[stage + 1][None, :]
+        ends, begins = self._forwards(stage)
+        ahead = min(self.costs.schedule.ahead(stage, self.stages), self.micro_batches)
+        return np.maximum(trip - (ahead - 1) * (ends[None, :] - begins[:, None]), 0.0)
+
     def _least_of_rest(self) -> list[Floats]:
         """``[s][i]``: a bound on what stages ``s …`` add to the time in front of them if they share layers ``i …`` in the best
         way; inf if none fits.
 
-        ``R[s][i] = min over j of max(M · cost_s(i, j), inside_s(i, j) + 2 · transfer into s + R[s + 1][j])``. Where transfers do
-        not block, ``cost_s`` is without them, and those of the first activation and the last gradient come on top.
+        ``R[s][i] = min over j of max(M · cost_s(i, j) + wait_s(i, j), inside_s(i, j) + 2 · transfer into s + R[s + 1][j])``.
+        Where transfers do not block, ``cost_s`` is without them, and those of the first activation and the last gradient come on
+        top. Of the first stage, with the update behind it, only the best is kept, as :attr:`least`.
         """
         n, stages = self.n, self.stages
         rest = np.full(n + 1, np.inf)
         rest[n] = 0.0
         found = [rest]
-        later = np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1)  # [i, j]: a stage ends behind its beginning
+        self.waits = [self._waits(stage) for stage in range(stages)]
         for stage in reversed(range(stages)):
             ends, begins = self.tables[stage]
             own = self.micro_batches * (ends[None, :] - begins[:, None]) + self.on_top[stage][:, None]
             work = self.costs.seconds / self.order[stage].speed
             through = work[None, :] - work[:, None] + self.into[stage][:, None] + rest[None, :]
-            value = np.where(later, np.maximum(own, through), np.inf)
+            value = np.where(_later(n), np.maximum(own + self.waits[stage], through), np.inf)
             limit = self.order[stage].memory_bytes
             if limit is not None:
                 more, less = self.needs[stage]
                 value[more[None, :] - less[:, None] > limit] = np.inf
+            if stage == 0:
+                self.least = float((value[0] + self.updates / self.order[0].speed).min())
             rest = value.min(axis=1)
             found.append(rest)
         return found[::-1]
@@ -138,6 +177,7 @@ class _Search:
             updates = float(self.updates[end] - self.updates[begin]) / speed
             first_update = updates if stage == 0 else self._first_update(bounds)
             here = front + float(self.on_top[stage][begin]) + self.micro_batches * own + first_update
+            here += float(self.waits[stage][begin, end])
             inside = float(self.costs.seconds[end] - self.costs.seconds[begin]) / speed
             behind = front + inside + float(self.into[stage][begin])
             rest = behind + float(self.rest[stage + 1][end]) if stage + 1 < self.stages else 0.0
@@ -169,3 +209,8 @@ class _Search:
     def _simulate(self, bounds: Sequence[int]) -> float:
         self.work_left -= self.instructions
         return simulate(self.schedule, step_costs(self.costs, self.order, bounds)).seconds
+
+
+def _later(n: int) -> NDArray[np.bool_]:
+    """``[i, j]``: a stage that begins at ``i`` may end at ``j``."""
+    return np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1)

@@ -22,9 +22,9 @@ LossFunction = Callable[[Any, Any], Tensor]
 Progress = Callable[[Sequence[Layer]], Sequence[Layer]]
 
 _MOST_RUNS = 50
-_EVICTED_BYTES = 2**26
+_EVICTED_BYTES = 2**24
 """Larger than a core's own caches, and than its share of the common one: what other layers and micro-batches of a stage touch
-between two passes of a layer. With 8 MiB an embedding's backward pass took half of what it takes in a training."""
+between two passes of a layer. Much more makes the layers of small stages look slower than they are."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def measure_layers(
                 continue
             closing = index == len(layers) - 1
             run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
-            timing = _time(run, module, x, effort)
+            timing = _time(run, module, x, effort, table=module.weight if layer.tie is not None else None)
             costs[index] = _cost(layer.name, timing, module, measure_update(module, effort.repeats, time.perf_counter))
             x = timing.output
     return costs
@@ -168,9 +168,10 @@ class _Timing:
     backward: float
     kept_bytes: int
     output: Tensor
+    touched_share: float
 
 
-def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) -> _Timing:
+def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort, *, table: Any) -> _Timing:
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
@@ -185,14 +186,15 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
     evict = _evicting(x.device)
     runs = 1
     seen = False
+    touched = 1.0
 
     def once() -> tuple[float, float]:
-        nonlocal output, seen
+        nonlocal output, seen, touched
         entering = x.detach().requires_grad_(x.is_floating_point())
         evict()
+        first, seen = not seen, True
         start = _now(entering)
-        if not seen:
-            seen = True
+        if first:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 output = run(entering)
         else:
@@ -205,7 +207,10 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
             middle = _now(entering)
             output.backward(gradient)
             _accumulate(module, masters)
-        return forth, _now(entering) - middle
+        back = _now(entering) - middle
+        if first and table is not None:
+            touched = _touched_share(masters.get(table, table.grad))
+        return forth, back
 
     def repeat() -> tuple[float, float]:
         forward, backward = zip(*(once() for _ in range(runs)))
@@ -217,7 +222,16 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort) 
         runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / max(time.perf_counter() - start, 1e-6))))
     forward, backward = zip(*steady_passes(repeat, repeats=effort.repeats, warmup=effort.warmup))
     module.zero_grad(set_to_none=True)
-    return _Timing(statistics.median(forward), statistics.median(backward), sum(kept.values()), output.detach())
+    return _Timing(
+        statistics.median(forward), statistics.median(backward), sum(kept.values()), output.detach(), touched
+    )
+
+
+def _touched_share(gradient: Tensor | None) -> float:
+    """Of the rows of a gradient, those that are not zero; of a table that is not trained, nothing travels."""
+    if gradient is None:
+        return 0.0
+    return float((gradient != 0).any(dim=1).float().mean()) if gradient.dim() == 2 else 1.0
 
 
 def _evicting(device: torch.device) -> Callable[[], object]:
@@ -254,6 +268,7 @@ def _cost(name: str, timing: _Timing, module: nn.Module, update: UpdateCost) -> 
         optimizer_bytes=update.state_bytes,
         activation_bytes=timing.kept_bytes,
         boundary_bytes=timing.output.numel() * timing.output.element_size(),
+        touched_share=timing.touched_share,
     )
 
 

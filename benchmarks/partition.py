@@ -35,7 +35,7 @@ COLUMNS = (
     "reached",
     "step: predicted / measured s",
     "error",
-    "stages: largest error",
+    "stages: largest error (of how many s)",
     "start s",
 )
 
@@ -55,6 +55,7 @@ class Finding:
         bound: the rate that no contiguous cut can beat.
         predicted, measured: seconds of a step.
         stage_errors: of the seconds predicted for each rank's stage, as shares of those measured.
+        stage_seconds: those measured.
         start: seconds of ``initialize`` with profiling.
     """
 
@@ -67,6 +68,7 @@ class Finding:
     predicted: float
     measured: float
     stage_errors: tuple[float, ...]
+    stage_seconds: tuple[float, ...]
     start: float
 
     @property
@@ -75,9 +77,9 @@ class Finding:
         return self.predicted / self.measured - 1
 
     @property
-    def stage_error(self) -> float:
-        """The largest of a stage."""
-        return max(self.stage_errors, key=abs)
+    def stage_error(self) -> tuple[float, float]:
+        """The largest of a stage, and what that stage takes in a step."""
+        return max(zip(self.stage_errors, self.stage_seconds), key=lambda pair: abs(pair[0]))
 
 
 def findings(results: Results) -> Iterator[Finding]:
@@ -105,6 +107,7 @@ def findings(results: Results) -> Iterator[Finding]:
             predicted=own[OURS, extra("predicted_step_seconds", 0)],
             measured=own[OURS, "seconds_per_step"],
             stage_errors=tuple(own[OURS, extra("stage_error", r)] for r in range(ranks)),
+            stage_seconds=tuple(own[OURS, extra("stage_seconds", r)] for r in range(ranks)),
             start=max(
                 row.max
                 for row in results.rows
@@ -115,6 +118,7 @@ def findings(results: Results) -> Iterator[Finding]:
 
 
 def _cells(found: Finding) -> tuple[str, ...]:
+    error, seconds = found.stage_error
     return (
         found.workload,
         found.cluster,
@@ -125,7 +129,7 @@ def _cells(found: Finding) -> tuple[str, ...]:
         f"{found.rate / found.bound:.0%}",
         f"{found.predicted:.2f} / {found.measured:.2f}",
         f"{found.step_error:+.1%}",
-        f"{found.stage_error:+.1%}",
+        f"{error:+.1%} ({seconds:.2f})",
         f"{found.start:.1f}",
     )
 

@@ -148,7 +148,7 @@ def get_side(name: str) -> Side:
     """
     known = {**SIDES, **_OURS, **{side.name: side for side in ALONE.values()}}
     if name not in known:
-        raise UnknownNameError("side", name, SIDES, where="benchmarks.peers.sides")
+        raise UnknownNameError("side", name, known, where="benchmarks.peers.sides")
     return known[name]
 
 

@@ -304,6 +304,8 @@ def fill_auto(deepspeed_config: dict[str, Any], values: dict[str, Any]) -> dict[
     def fill(node: Any, path: str) -> Any:
         if isinstance(node, dict):
             return {key: fill(value, f"{path}.{key}" if path else key) for key, value in node.items()}
+        if isinstance(node, list):
+            return [fill(value, f"{path}[{index}]") for index, value in enumerate(node)]
         if node != AUTO:
             return node
         key = path.rsplit(".", 1)[-1]

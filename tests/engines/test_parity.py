@@ -302,8 +302,8 @@ def test_a_profile_file_that_is_missing_is_refused_on_every_rank(pools, tmp_path
     assert all("none.json: No such file" in message for message in said)
 
 
-def start_seconds(run):
-    """How long the second start takes where the first one has measured."""
+def second_start(run):
+    """What a second start measures where the first one has, and its cut."""
     from recparallel.profiling import ranks
 
     make_engine(run)
@@ -317,7 +317,7 @@ def start_seconds(run):
 
 
 def test_a_second_start_measures_nothing(pools):
-    (first, cut), (second, same) = pools[2].run(start_seconds, run=Run(partition="simulated_any_order"))
+    (first, cut), (second, same) = pools[2].run(second_start, run=Run(partition="simulated_any_order"))
     assert first == second == []
     assert cut == same
 

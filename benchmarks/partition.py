@@ -145,7 +145,7 @@ def _bound(results: Results, workload: Workload, spec: ClusterSpec) -> None:
                     metric=RATE,
                     unit="sequences/s",
                     value=found.bound,
-                    basis="the costliest layer, and the slowest stage of the best cut, as profiled; no contiguous cut can beat it",
+                    basis="the best that any contiguous cut in any order of devices allows, as profiled",
                     side=OURS,
                 )
             )

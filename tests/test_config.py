@@ -401,6 +401,12 @@ def test_auto_without_a_value_is_named_by_its_path():
     assert message == 'optimizer.params.eps is "auto", but only these can be: betas, lr'
 
 
+def test_auto_inside_a_list_is_filled_or_named():
+    assert fill_auto({"groups": [{"lr": "auto"}, 1]}, {"lr": 0.1}) == {"groups": [{"lr": 0.1}, 1]}
+    message = message_of(fill_auto, {"params": {"betas": [0.9, "auto"]}}, {"lr": 0.1})
+    assert message == 'params.betas[1] is "auto", but only these can be: lr'
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

@@ -4,12 +4,13 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from recparallel import events
-from recparallel.events import Exchange, Phase, StepDone, Transfer
+from recparallel.events import Exchange, Phase, StepDone, TiedExchange, Transfer
 
 EVENTS = [
     Phase("forward", 0.5),
     Transfer("send", 1, 4096, 0.1),
     Exchange(0, "top_k", 400, 8, 0.2),
+    TiedExchange("rows", 400, 24, 0.1),
     StepDone(3, 0.7, 1.5, 64),
 ]
 

@@ -20,6 +20,7 @@ class Run:
 
     stages: int = 2
     partition: str = "uniform"
+    bounds: tuple[int, ...] | None = None
     tied: bool = True
     zero: int = 0
     clip: float = 0.5
@@ -135,7 +136,9 @@ def make_engine(run: Run) -> Any:
 
     replicas = dist.get_world_size() // run.stages
     sample = global_batches(1)[0][0]
-    engine, *_ = recparallel.initialize(model=recommender(run), config=deepspeed_config(run, replicas), sample=sample)
+    cut = run.bounds and recparallel.Partition(bounds=run.bounds, method="by hand")
+    config = deepspeed_config(run, replicas)
+    engine, *_ = recparallel.initialize(model=recommender(run), config=config, sample=sample, partition=cut)
     return engine
 
 

@@ -149,7 +149,7 @@ def find_cgroups(mounts: Path = Path("/proc/self/mounts")) -> CgroupsV1 | Cgroup
 
 
 def quota_and_period(cores: float | None) -> tuple[int | None, int]:
-    """The quota and the period in microseconds that give ``cores``: the fewest whole ticks for which the period is long enough."""
+    """The quota and the period in microseconds that give ``cores``: the fewest whole ticks in a period that is long enough."""
     if cores is None:
         return None, LEAST_PERIOD_US
     quota = TICK_US * math.ceil(LEAST_PERIOD_US * cores / TICK_US)

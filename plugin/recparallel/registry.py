@@ -36,8 +36,11 @@ READERS = {
 
 FAMILIES = {
     "gpt2": "recparallel.models.families.gpt2:GPT2Trunk",
+    "gpt_neox": "recparallel.models.families.gpt_neox:GPTNeoXTrunk",
     "llama": "recparallel.models.trunk:Trunk",
     "mistral": "recparallel.models.trunk:Trunk",
+    "opt": "recparallel.models.families.opt:OPTTrunk",
+    "phi3": "recparallel.models.trunk:Trunk",
     "qwen2": "recparallel.models.trunk:Trunk",
     "qwen3": "recparallel.models.trunk:Trunk",
 }

@@ -40,15 +40,14 @@ def summed(*, dtype, counts, steps=1, seed=0):
         table[rows] = torch.randn(len(rows), WIDTH, generator=generator).to(dtype)
         exact = table.double()
         dist.all_reduce(exact)
-        sent = table_sum.sum(table)
-        found.append((table, exact, sent))
+        found.append((table, exact, *table_sum.sum(table)))
     return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("world", "counts"),
-    [(2, (20, 7)), (2, (0, 9)), (2, (0, 0)), (2, (399, 400)), (4, (9, 0, 30, 1)), (4, (200, 0, 0, 0))],
+    [(2, (20, 7)), (2, (0, 9)), (2, (0, 0)), (2, (399, 400)), (4, (9, 0, 30, 1)), (4, (100, 0, 0, 0))],
 )
 def test_the_sum_is_exact_and_the_same_bits_on_every_rank(pools, world, counts, dtype):
     every_rank = pools[world].run(summed, dtype=dtype, counts=counts)
@@ -62,16 +61,16 @@ def test_the_sum_is_exact_and_the_same_bits_on_every_rank(pools, world, counts, 
 
 
 def test_two_ranks_get_the_bits_of_a_dense_sum_and_send_only_what_they_touched(pools):
-    for table, exact, sent in [found[0] for found in pools[2].run(summed, dtype=torch.float32, counts=(20, 7))]:
+    for table, exact, way, sent in [found[0] for found in pools[2].run(summed, dtype=torch.float32, counts=(20, 7))]:
         assert torch.equal(table, exact.float())
-        assert sent == 20 * (4 * WIDTH + 8)
+        assert (way, sent) == ("rows", 20 * (4 * WIDTH + 8))
 
 
-def test_a_table_that_is_touched_everywhere_is_summed_whole_and_not_searched_again(pools, monkeypatch):
-    dense = ROWS * WIDTH * 4
-    assert [sent for *_, sent in pools[2].run(summed, dtype=torch.float32, counts=(400, 1), steps=3)[0]] == [dense] * 3
-    # 400 rows of 24 bytes would be more than the table; 250 of them are less.
-    assert pools[2].run(summed, dtype=torch.float32, counts=(250, 1))[0][0][2] == 250 * (4 * WIDTH + 8)
+@pytest.mark.parametrize(("most", "way"), [(400, "dense"), (267, "dense"), (266, "rows")])
+def test_it_takes_the_way_that_sends_less(pools, most, way):
+    """The table has 400 rows of 16 bytes; a row that travels alone has 24."""
+    every_rank = pools[2].run(summed, dtype=torch.float32, counts=(most, 1))
+    assert {(found[0][2], found[0][3]) for found in every_rank} == {(way, 24 * most if way == "rows" else 16 * 400)}
 
 
 def looks(*, touched):

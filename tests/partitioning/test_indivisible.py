@@ -61,6 +61,22 @@ def test_the_shortest_step_counts_filling_draining_and_the_update():
     assert shortest_step(profile, 2) == pytest.approx(1 + 4 * 5 + 7)
 
 
+def test_the_shortest_step_counts_the_wait_for_the_first_gradient():
+    """The front hands on four activations at once, waits 2 s for the first gradient, and then works for 12 s."""
+    front = LayerCost(name="front", forward_seconds=0, backward_seconds=3)
+    head = LayerCost(name="head", forward_seconds=1, backward_seconds=1)
+    profile = Profile(layers=(front, head), micro_batch=1, sequence_length=1, num_micro_batches=4)
+    assert shortest_step(profile, 2) == 2 + 4 * 3
+    assert predict_step(profile, Partition(bounds=(0, 1, 2), method="by hand")) == 2 + 4 * 3
+
+
+def test_the_shortest_step_counts_the_update_of_the_first_stage():
+    quick = LayerCost(name="quick", forward_seconds=1, backward_seconds=1, update_seconds=7)
+    slow = LayerCost(name="slow", forward_seconds=2, backward_seconds=3)
+    profile = Profile(layers=(quick, slow), micro_batch=1, sequence_length=1, num_micro_batches=4)
+    assert shortest_step(profile, 2) == pytest.approx(1 + 4 * 5 + 1 + 7)
+
+
 @pytest.mark.parametrize(("schedule", "crossings"), [("1f1b", 4), ("eager_1f1b", 1)])
 def test_the_shortest_step_counts_the_transfers_that_the_layer_cannot_avoid(schedule, crossings):
     """The head waits for an activation and hands a gradient back, at 1 s each: in each of 4 micro-batches where transfers

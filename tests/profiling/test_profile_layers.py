@@ -20,6 +20,9 @@ FAMILIES = {
     "mistral": {**ROTARY, "sliding_window": 3, "num_key_value_heads": 2},
     "qwen2": {**ROTARY, "num_key_value_heads": 2},
     "qwen3": {**ROTARY, "num_key_value_heads": 2, "head_dim": 8},
+    "phi3": {**ROTARY, "num_key_value_heads": 2, "pad_token_id": None},
+    "gpt_neox": ROTARY,
+    "opt": {**{k: v for k, v in ROTARY.items() if k != "intermediate_size"}, "ffn_dim": 24, "pad_token_id": None},
     "gpt2": {"n_embd": D, "n_layer": 3, "n_head": 2, "n_positions": L, **SMALL},
 }
 
@@ -101,6 +104,26 @@ def test_every_family_is_measured_whole(family, tied):
         assert layer.backward_seconds > 0
         assert layer.activation_bytes > 0
         assert layer.parameter_bytes == 4 * layer.num_parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_table_says_how_many_of_its_rows_a_micro_batch_touches(dtype):
+    negatives = 20
+    rec = build_recommender(
+        {"model_type": "llama", **ROTARY},
+        num_items=999,
+        loss="sampled_softmax",
+        loss_options={"num_negatives": negatives},
+    )
+    embedding, *blocks, head = profile(rec, dtype=dtype).layers
+    inputs, labels = sample()
+    assert embedding.touched_share == pytest.approx(len(inputs.unique()) / 1000)
+    assert len(labels.unique()) < 1000 * head.touched_share <= len(labels.unique()) + negatives + 1e-3
+    assert {layer.touched_share for layer in blocks} == {1.0}
+
+
+def test_a_table_of_its_own_exchanges_nothing_and_is_not_searched():
+    assert {layer.touched_share for layer in profile(recommender(tied=False)).layers} == {1.0}
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "sampled_softmax"])

@@ -1,9 +1,13 @@
 """Sum gradients of a table over a few ranks by its rows that are not zero: a step looks up some thousands of items, and a
 catalogue has millions."""
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Way = Literal["rows", "dense"]
 
 _INDEX_BYTES = 8
 _STAY_DENSE = 100
@@ -21,7 +25,7 @@ class RowSum:
        without looking: a loss that reaches every row does so in each step.
 
     Args:
-        group: the ranks that hold a copy of the table; every one calls, each time.
+        group: the ranks that hold a copy of the table, at least two; every one calls, each time.
 
     Source for the exchange of rows: Zhao & Canny, "Kylix: A Sparse Allreduce for Commodity Clusters", 2014, of which this is
     the flat case, for groups of few ranks.
@@ -32,17 +36,17 @@ class RowSum:
         self._world = dist.get_world_size(group)
         self._dense_left = 0
 
-    def sum(self, gradient: Tensor) -> int:
+    def sum(self, gradient: Tensor) -> tuple[Way, int]:
         """Make ``gradient`` (V, D), dense, of any floating type, the sum of those of all ranks.
 
         Returns:
-            the bytes that this rank handed to a collective.
+            how it travelled, and the bytes that this rank handed to collectives.
         """
         dense_bytes = gradient.numel() * gradient.element_size()
         if self._dense_left or gradient.dim() != 2 or not gradient.is_contiguous():
             self._dense_left = max(self._dense_left - 1, 0)
             dist.all_reduce(gradient, group=self._group)
-            return dense_bytes
+            return "dense", dense_bytes
         rows = nonzero_rows(gradient)
         counts = torch.zeros(self._world, dtype=torch.int64, device=gradient.device)
         dist.all_gather_into_tensor(counts, torch.tensor([len(rows)], device=gradient.device), group=self._group)
@@ -51,16 +55,17 @@ class RowSum:
         if most * row_bytes * self._world >= 2 * dense_bytes:
             self._dense_left = _STAY_DENSE
             dist.all_reduce(gradient, group=self._group)
-            return dense_bytes
+            return "dense", dense_bytes
         self._add_rows(gradient, rows, counts.tolist(), most)
-        return most * row_bytes
+        return "rows", most * row_bytes
 
     def _add_rows(self, table: Tensor, rows: Tensor, counts: list[int], most: int) -> None:
         if most == 0:
             return
         width, own = table.shape[1], len(rows)
         indices, values = rows.new_zeros(most), table.new_zeros(most, width)
-        indices[:own], values[:own] = rows, table[rows]
+        indices[:own] = rows
+        torch.index_select(table, 0, rows, out=values[:own])
         all_indices, all_values = rows.new_empty(self._world * most), table.new_empty(self._world * most, width)
         dist.all_gather_into_tensor(all_indices, indices, group=self._group)
         dist.all_gather_into_tensor(all_values, values, group=self._group)
@@ -73,7 +78,6 @@ class RowSum:
 def nonzero_rows(table: Tensor) -> Tensor:
     """Numbers of the rows of ``table`` (V, D) that hold anything but zeros, ascending, int64. NaN is not zero."""
     if table.shape[1] * table.element_size() % 8 == 0 and table.data_ptr() % 8 == 0:
-        return (
-            torch.any(table.view(torch.int64), dim=1).nonzero().view(-1)
-        )  # half the time; a row of -0.0 is taken along
+        # Half the time. A row with a -0.0 is taken along, which changes no sum.
+        return torch.any(table.view(torch.int64), dim=1).nonzero().view(-1)
     return (table != 0).any(dim=1).nonzero().view(-1)

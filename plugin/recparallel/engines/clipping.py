@@ -32,17 +32,17 @@ def clip_gradients(engine: Any) -> None:
     engine._global_grad_norm = norm.item()
 
 
-def bind_norm_of_copies(optimizer: Any, bindings: Bindings) -> None:
+def bind_norm_of_copies(engine: Any, bindings: Bindings) -> None:
     """Let a stage of a ``BF16_Optimizer`` take part in the norm that holds nothing but tied copies, which count elsewhere.
 
     DeepSpeed (0.19) stacks the norms of its other gradients, of which there are none, and fails; the other ranks wait for it.
     """
-    original = optimizer.get_grads_for_norm
+    original = engine.optimizer.get_grads_for_norm
 
     def get_grads_for_norm(for_clipping: bool = False) -> Any:
         found = original(for_clipping)
         if for_clipping or found[0]:
             return found
-        return [torch.zeros(1, device=optimizer.bf16_groups[0][0].device)], found[1]
+        return [torch.zeros(1, device=engine.device)], found[1]
 
-    bindings.bind(optimizer, "get_grads_for_norm", get_grads_for_norm)
+    bindings.bind(engine.optimizer, "get_grads_for_norm", get_grads_for_norm)

@@ -220,7 +220,7 @@ def attach(
             if not (engine.fp16_enabled() or engine.bfloat16_enabled() or engine.zero_optimization()):
                 bindings.bind(engine, "clip_fp32_gradients", lambda: clip_gradients(engine))
             if isinstance(engine.optimizer, BF16_Optimizer):
-                bind_norm_of_copies(engine.optimizer, bindings)
+                bind_norm_of_copies(engine, bindings)
             plan = _plan_of(engine, bound)
         handle = Handle(engine, bound, plan, bindings)
         bindings.bind(engine, "recparallel", handle)

@@ -40,6 +40,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "deepspeed.runtime.pipe.schedule:PipeSchedule._buffer_idx": ("self", "micro_batch_id"),
     "deepspeed.runtime.pipe.engine:PipelineEngine._bf16_reduce_grads": ("self",),
     # gradients
+    "deepspeed.runtime.pipe.module:PipelineModule.get_tied_weights_and_groups": ("self",),
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.get_grads_for_norm": ("self", "for_clipping"),
     "deepspeed.runtime.engine:DeepSpeedEngine.allreduce_gradients": ("self", "bucket_size"),
     "deepspeed.runtime.engine:DeepSpeedEngine.clip_fp32_gradients": ("self",),
     "deepspeed.runtime.engine:DeepSpeedEngine._reduce_non_expert_gradients": ("self", "grads", "elements_per_buffer"),

@@ -7,6 +7,7 @@ the step.
 import time
 from typing import Any
 
+import torch.distributed as dist
 from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
 
 from recparallel import events
@@ -17,17 +18,16 @@ from recparallel.engines.bindings import Bindings
 def bind_tied_exchange(engine: Any, bindings: Bindings) -> None:
     """Take over ``ReduceTiedGrads`` of a pipeline engine, for gradients that DeepSpeed would reduce whole."""
     ties = engine.module.get_tied_weights_and_groups()
-    sums = {id(weight): RowSum(group) for weight, group in ties}
+    sums = [(weight, RowSum(group)) for weight, group in ties if dist.get_world_size(group) > 1]
 
     def reduce_tied_grads(engine: Any) -> None:
-        for weight, _ in ties:
+        for weight, row_sum in sums:
             gradient = weight._hp_grad if engine.using_bf16_optimizer else weight.grad
             if gradient is None:
                 continue
             start = time.perf_counter()
-            sent = sums[id(weight)].sum(gradient)
+            way, sent = row_sum.sum(gradient.view(weight.shape))  # the bf16 optimizer's is a piece of a flat buffer
             dense = gradient.numel() * gradient.element_size()
-            codec = "rows" if sent < dense else "dense"
-            events.emit(events.TiedExchange(codec, dense, sent, time.perf_counter() - start))
+            events.emit(events.TiedExchange(way, dense, sent, time.perf_counter() - start))
 
     bindings.bind(engine, "_INSTRUCTION_MAP", {**engine._INSTRUCTION_MAP, ReduceTiedGrads: reduce_tied_grads})

@@ -57,6 +57,13 @@ class TrunkPart(nn.Module):
 class TokenEmbedding(TrunkPart):
     """The language model's own token table: ids (B, L) int64 to (B, L, D)."""
 
+    def __init__(self, *, config: PretrainedConfig, path: str, dropout: float = 0.0) -> None:
+        super().__init__(config=config, path=path)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        return self.dropout(super().forward(ids_BL))
+
 
 class FinalNorm(TrunkPart):
     """The norm behind the last decoder block."""

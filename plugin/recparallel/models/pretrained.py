@@ -76,7 +76,7 @@ class _LoadsWeights(nn.Module):
         part = self.part if isinstance(self, TrunkPart) else self.block
         with torch.no_grad():
             for name, tensor in part.named_parameters():  # type: ignore[union-attr]
-                tensor.copy_(_read(folder, f"{prefix}.{name}", tensor.shape))
+                tensor.copy_(_read(folder, trunk.stored_name(f"{prefix}.{name}"), tensor.shape))
 
 
 def _read(folder: Path, name: str, shape: torch.Size) -> Tensor:

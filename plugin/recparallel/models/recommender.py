@@ -28,6 +28,9 @@ from recparallel.models.trunk import Trunk
 TABLE = "item_table"
 """Tie key of the shared item table."""
 
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_dropout", "resid_pdrop")
+"""What configs call their dropouts."""
+
 
 @dataclass(frozen=True)
 class Recommender:
@@ -74,7 +77,7 @@ def build_recommender(
         raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
     config = _load_config(model)
     if num_items is not None:
-        for key in ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"):
+        for key in _DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, dropout)
         config.tie_word_embeddings = tied
@@ -105,11 +108,11 @@ def _ends(trunk: Trunk, *, num_items: int | None, dropout: float) -> tuple[Layer
     config = trunk.config
     tie = TABLE if config.tie_word_embeddings else None
     if num_items is None:
-        tokens = {"config": config, "path": trunk.embedding}
+        tokens = {"config": config, "path": trunk.embedding, "dropout": trunk.embedding_dropout}
         embedding = Layer("embedding", TokenEmbedding, tokens, tie=tie, kind="embedding")
         head = Layer("head", TokenHead, {"config": config, "path": trunk.head}, kind="head")
     else:
-        table = {"num_items": num_items, "dim": trunk.dim, "std": getattr(config, "initializer_range", 0.02)}
+        table = {"num_items": num_items, "dim": trunk.dim, "std": trunk.std}
         embedding = Layer("embedding", ItemEmbedding, {**table, "dropout": dropout}, tie=tie, kind="embedding")
         head = Layer("head", NextItemHead, table, kind="head")
     if tie is not None:

@@ -47,7 +47,7 @@ class Trunk:
         return _trunk(_Key(config))
 
     def locate(self) -> tuple[str, str, str, str]:
-        """Names of embedding, blocks, norm and rotary table. Override for a family without ``base_model_pp_plan``."""
+        """Names of embedding, blocks, norm and rotary table. Override for a family without ``base_model_pp_plan``, or with more."""
         plan: dict[str, Any] | None = self.config.base_model_pp_plan
         if not plan:
             raise ConfigError(
@@ -70,6 +70,20 @@ class Trunk:
     def max_length(self) -> int | None:
         """The most positions that the model can take, or None without a limit. Override for a table of positions."""
         return None
+
+    def stored_name(self, name: str) -> str:
+        """What files call the tensor that the model calls ``name``. Override for a family that renames some."""
+        return name
+
+    @property
+    def embedding_dropout(self) -> float:
+        """Of the token vectors before anything else. Override for a family that has one there."""
+        return 0.0
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the family's initial weights."""
+        return float(getattr(self.config, "initializer_range", getattr(self.config, "init_std", 0.02)))
 
     @property
     def dim(self) -> int:

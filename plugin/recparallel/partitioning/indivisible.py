@@ -76,7 +76,7 @@ def shortest_step(profile: Profile, stages: int) -> float:
     1. For every order of devices, the best that any cut allows: all micro-batches of a stage and its wait for the first
        gradient, behind one forward and before one backward of the stages in front of it, then the first stage's update
        (:func:`~recparallel.partitioning.step_time.least_step`). With more orders than can be searched, all micro-batches of the
-       slowest stage of the best cut.
+       slowest stage of the best cut, then the first layer's update.
     2. The exchange of a table that no cut leaves on one stage, over the fastest link.
     3. For every layer: all its micro-batches on the fastest device, behind one forward of all layers in front of it and
        before its own update.
@@ -99,7 +99,8 @@ def shortest_step(profile: Profile, stages: int) -> float:
 def _least_of_all_orders(costs: Costs, micro_batches: int) -> float:
     orders = list(islice(different_orders(device_classes(costs)), MOST_ORDERS + 1))
     if len(orders) > MOST_ORDERS:
-        return micro_batches * max(minimize_bottleneck_any_order(costs.profile, costs.stages).stage_seconds)
+        slowest = max(minimize_bottleneck_any_order(costs.profile, costs.stages).stage_seconds)
+        return micro_batches * slowest + costs.profile.layers[0].update_seconds / max(g.speed for g in costs.groups)
     least = min(least_step(costs, [costs.groups[d] for d in order]) for order in orders)
     if least == np.inf:
         raise too_little_memory(costs, costs.groups)

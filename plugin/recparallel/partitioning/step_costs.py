@@ -37,8 +37,8 @@ def tied_exchanges(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) 
     """For each table that lies on several stages: these stages, and the seconds of summing its gradients over them.
 
     Over ``p`` stages a ring brings ``2 (p - 1) / p`` of the table over its slowest link, in ``2 (p - 1)`` turns. By rows
-    (:class:`recparallel.collectives.rows.RowSum`) come ``p - 1`` times as many as the stage with the most has touched, in as many
-    turns, and their numbers and how many there are, too. The engine takes what is less.
+    (:class:`recparallel.collectives.rows.RowSum`) come ``p - 1`` times as many as the stage with the most has touched, in
+    ``3 (p - 1)`` turns: how many they are, their numbers (whose few bytes are left out), and they. The engine takes what is less.
     """
     number = costs.num_micro_batches
     touched: dict[str, dict[int, float]] = {}

@@ -1,1 +1,1 @@
-"""Families that do not say where their parts are (no ``base_model_pp_plan``): one file each."""
+"""Families whose config does not say where their parts are, or that have others than usual: one file each."""

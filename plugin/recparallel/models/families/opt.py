@@ -1,0 +1,59 @@
+"""OPT: learned positions that begin at row 2 of their table, and no rotary table."""
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from recparallel.errors import ConfigError
+from recparallel.models.layer import Layer
+from recparallel.models.layers import TrunkPart
+from recparallel.models.trunk import Trunk
+
+
+class OffsetPositions(TrunkPart):
+    """Add the learned position vectors: (B, L, D) to (B, L, D), L at most ``max_position_embeddings``."""
+
+    def __init__(self, *, config: PretrainedConfig, path: str) -> None:
+        super().__init__(config=config, path=path)
+        self.max_length: int = config.max_position_embeddings
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        length = hidden_BLD.shape[1]
+        if length > self.max_length:
+            raise ConfigError(
+                f"histories of {length} positions, but this OPT has max_position_embeddings={self.max_length}"
+            )
+        positions_1L = torch.arange(length, device=hidden_BLD.device).unsqueeze(0)
+        return hidden_BLD + self.part(None, position_ids=positions_1L)
+
+
+class OPTTrunk(Trunk):
+    """Where OPT keeps its parts.
+
+    Raises:
+        ConfigError: a variant whose parts are others: projections around the trunk, no norm behind the last block, or blocks that
+            are left out at random.
+    """
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        for key, given, needed in (
+            ("word_embed_proj_dim", config.word_embed_proj_dim, config.hidden_size),
+            ("do_layer_norm_before", config.do_layer_norm_before, True),
+            ("_remove_final_layer_norm", config._remove_final_layer_norm, False),
+            ("layerdrop", config.layerdrop, 0.0),
+        ):
+            if given != needed:
+                raise ConfigError(f"OPT with {key}={given!r} is not supported, only with {needed!r}")
+        super().__init__(config)
+
+    def locate(self) -> tuple[str, str, str, str]:
+        decoder = "model.decoder"
+        return f"{decoder}.embed_tokens", f"{decoder}.layers", f"{decoder}.final_layer_norm", ""
+
+    @property
+    def max_length(self) -> int | None:
+        return int(self.config.max_position_embeddings)
+
+    def before_blocks(self) -> list[Layer]:
+        path = "model.decoder.embed_positions"
+        return [Layer("positions", OffsetPositions, {"config": self.config, "path": path}, kind="other")]

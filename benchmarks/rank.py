@@ -29,6 +29,9 @@ REPORT = "BENCH_REPORT"
 USAGE = "BENCH_CPU_USAGE"
 """Environment variable: the CPU usage file of this rank's control group; empty where there is none."""
 
+CORES = "BENCH_CORES"
+"""Environment variable: the cores that this rank may use, at the start of the run; empty without a limit."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -81,6 +84,12 @@ def read() -> Reading:
     usage = os.environ.get(USAGE)
     cpu_seconds = read_usage(Path(usage)) if usage else time.process_time()
     return Reading(time.monotonic(), cpu_seconds, sent, received, loopback)
+
+
+def cores() -> float | None:
+    """The limit of this rank's CPU time, in cores, as the run began; ``None`` without one."""
+    limit = os.environ.get(CORES)
+    return float(limit) if limit else None
 
 
 def read_usage(path: Path) -> float:

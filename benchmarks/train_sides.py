@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def measure(job: Job, *, phase: int = 1) -> dict[str, Any]:
     Returns:
         ``windows``: for each measured step ``seconds``, ``cpu_seconds``, ``sent_bytes``, ``received_bytes`` and
         ``loopback_bytes``; ``warmup_seconds`` of each step before; ``losses`` of all steps; ``optimizer_cpu_seconds`` of
-        the measured ones, where known; ``extra``, the means of what the side reports of itself in them;
+        the measured ones, where known; ``extra``, the medians of what the side reports of itself in them;
         ``peak_memory_bytes`` since before the side was built; ``total_seconds`` with everything.
     """
     began = time.monotonic()
@@ -96,7 +96,7 @@ def measure(job: Job, *, phase: int = 1) -> dict[str, Any]:
         "warmup_seconds": [window["seconds"] for window in windows[: job.warmup]],
         "optimizer_cpu_seconds": updates[job.warmup :],
         "losses": losses,
-        "extra": {name: fmean(each[name] for each in extras[job.warmup :]) for name in extras[-1]},
+        "extra": {name: median(each[name] for each in extras[job.warmup :]) for name in extras[-1]},
         "peak_memory_bytes": peak,
         "total_seconds": time.monotonic() - began,
     }

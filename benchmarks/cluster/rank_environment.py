@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.cluster.description import ClusterSpec
 from benchmarks.cluster.names import MARK
-from benchmarks.rank import PROGRESS, REPORT, USAGE
+from benchmarks.rank import CORES, PROGRESS, REPORT, USAGE
 
 # A launcher around us may have set these; what it meant is not what holds inside the cluster.
 _FOREIGN = ("TORCHELASTIC_", "OMPI_", "PMI_", "SLURM_")
@@ -63,6 +63,7 @@ def rank_environment(
         extra: the caller's own variables; they win over everything.
     """
     threads = str(spec.threads)
+    cores = None if files.usage is None else spec.limits(place.node).cpu
     kept = {key: value for key, value in base.items() if not key.startswith(_FOREIGN)}
     return {
         **kept,
@@ -88,6 +89,7 @@ def rank_environment(
         MARK: owner,
         PROGRESS: str(files.progress),
         REPORT: str(files.report),
+        CORES: "" if cores is None else str(cores),
         USAGE: "" if files.usage is None else str(files.usage),
         **extra,
     }

@@ -70,7 +70,7 @@ class Pipeline:
         )
         self._loss.targets_per_micro_batch = num_targets(spec, number) / (len(micro) * replicas)
         loss = self._engine.train_batch(iter(micro))
-        return StepResult(loss, extra={"stage_seconds": self._timer.take()})
+        return StepResult(loss, extra=self._timer.take())
 
     def close(self) -> None:
         """Drop hooks and groups."""

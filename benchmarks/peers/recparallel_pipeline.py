@@ -17,6 +17,7 @@ from recparallel.partitioning.step_costs import computing_seconds, predict_step
 
 EXTRAS = {
     "stage_seconds": "s/step",
+    "stage_wall_seconds": "s/step",
     "predicted_stage_seconds": "s/step",
     "stage_error": "",
     "predicted_step_seconds": "s",
@@ -25,7 +26,8 @@ EXTRAS = {
     "stage": "",
     "layers": "",
 }
-"""What each rank reports: how long its stage computes in a step, what was predicted of it, and by which share that was
+"""What each rank reports: how long its stage computes in a step, on its device
+(:class:`~benchmarks.peers.stage_timer.StageTimer`) and by the clock alone; what was predicted of it, and by which share that was
 wrong; what was predicted of the step, and the time that no cut can beat; the seconds of ``initialize`` with its profile; and
 which stage the rank runs, with how many layers."""
 
@@ -68,9 +70,9 @@ class Ours:
         )
         assert num_targets(self._job.spec, number) > 0
         loss = self._engine.train_batch(iter(micro))
-        seconds = self._timer.take()
-        error = self._told["predicted_stage_seconds"] / seconds - 1
-        return StepResult(loss, extra=self._told | {"stage_seconds": seconds, "stage_error": error})
+        took = self._timer.take()
+        error = self._told["predicted_stage_seconds"] / took["stage_seconds"] - 1
+        return StepResult(loss, extra=self._told | took | {"stage_error": error})
 
     def close(self) -> None:
         """Drop hooks and groups."""

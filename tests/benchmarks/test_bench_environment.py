@@ -8,10 +8,10 @@ from benchmarks.cluster.rank_environment import RankFiles, rank_environment
 from benchmarks.environment import capture_environment
 
 
-def _environment(rank: int, **base: str) -> dict[str, str]:
-    spec = ClusterSpec(name="c", nodes=2, ranks_per_node=3, threads=2)
+def _environment(rank: int, *, usage: Path | None = None, **base: str) -> dict[str, str]:
+    spec = ClusterSpec(name="c", nodes=2, ranks_per_node=3, threads=2, overrides={1: {"cpu": 0.25}})
     place = RankPlace(rank, rank % 3, rank // 3, 6, f"10.77.0.{rank // 3 + 1}", "10.77.0.1", 29500, "eth0")
-    files = RankFiles(Path("/p"), Path(f"/r{rank}"), None)
+    files = RankFiles(Path("/p"), Path(f"/r{rank}"), usage)
     return rank_environment(spec, place, files, owner="rpbench-1-1-0", base=base, extra={"EXTRA": "yes"})
 
 
@@ -32,6 +32,12 @@ def test_torch_and_deepspeed_find_the_numbers_of_a_rank_on_the_second_node() -> 
         "EXTRA": "yes",
     }
     assert expected.items() <= found.items()
+
+
+def test_a_rank_knows_its_cores_where_the_limit_holds() -> None:
+    assert _environment(4)["BENCH_CORES"] == ""
+    assert _environment(4, usage=Path("/u"))["BENCH_CORES"] == "0.25"
+    assert _environment(0, usage=Path("/u"))["BENCH_CORES"] == ""  # node 0 has no limit
 
 
 def test_threads_and_master_are_equal_on_all_ranks() -> None:

@@ -26,6 +26,7 @@ def results(*, stages=((1.0, 1.1), (2.0, 1.9)), predicted=2.1, measured=2.0, sho
         own = {
             "predicted_stage_seconds": forecast,
             "stage_seconds": seen,
+            "stage_wall_seconds": seen,
             "stage_error": forecast / seen - 1,
             "predicted_step_seconds": predicted,
             "shortest_step_seconds": shortest,

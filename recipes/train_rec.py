@@ -23,11 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 import recparallel
 from recparallel import config as settings
 from recparallel import events
+from recparallel.checkpointing.export import ITEMS
 from recparallel.data import load_log
 from recparallel.data.histories import Histories
 from recparallel.data.splits import Split, leave_one_out
 from recparallel.engines.allocator import keep_freed_memory
-from recparallel.engines.checkpoint import POINTER, check_resumable, load_checkpoint, save_checkpoint
+from recparallel.engines.checkpoint import POINTER, Checkpointer, check_resumable, load_checkpoint
 from recparallel.engines.launch import clear_reports, running, set_threads
 from recparallel.engines.ranking import rank_targets
 from recparallel.engines.step_summary import StepSummary
@@ -35,6 +36,7 @@ from recparallel.errors import ConfigError
 from recparallel.evaluation.metrics import summarize
 from recparallel.evaluation.popularity import evaluate_popularity, popularity_scores
 from recparallel.models.zoo import Card, Head, find_card
+from recparallel.plan import ParallelPlan
 
 ROOT = Path(__file__).parent.parent
 ZOO = ROOT / "model_zoo"
@@ -51,7 +53,7 @@ class ModelArguments:
         default="llama-tiny", metadata={"help": "a card of model_zoo/, a Hugging Face folder, or a hub name owner/name"}
     )
     tied: bool | None = field(default=None, metadata={"help": "score against the item embedding itself"})
-    loss: str | None = field(default=None, metadata={"help": "cross_entropy or sampled_softmax"})
+    loss: str | None = field(default=None, metadata={"help": "cross_entropy, chunked_cross_entropy or sampled_softmax"})
     num_negatives: int | None = field(default=None, metadata={"help": "shared negatives of sampled_softmax"})
     dropout: float | None = field(default=None, metadata={"help": "of the item vectors and the trunk"})
 
@@ -163,9 +165,13 @@ def train(arguments: Arguments, output_dir: Path) -> None:
     checkpoints = output_dir / "checkpoints"
     stored = None
     if train_args.resume:
-        replicas = world_size // section.stages
-        zero_stage = settings.zero_stage(raw_config)
-        stored = check_resumable(checkpoints, stages=section.stages, replicas=replicas, zero_stage=zero_stage)
+        stored = check_resumable(
+            checkpoints,
+            stages=section.stages,
+            replicas=world_size // section.stages,
+            zero_stage=settings.zero_stage(raw_config),
+            codec=section.compression.codec if section.compression else "none",
+        ).plan
 
     log = load_log(data_args.dataset, data_args.data_dir, max_malformed=data_args.max_malformed)
     split = leave_one_out(Histories.from_log(log))
@@ -179,12 +185,15 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         config=config,
         training_data=windows,
         max_length=max_length,
-        partition=stored and stored.partition,
+        partition=stored.partition if stored and fits(stored, section) else None,
     )
     if train_args.resume:
         loader.sampler.load_state_dict(load_checkpoint(engine, checkpoints))
     describe(split, engine)
 
+    if RANK == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / ITEMS).write_text(json.dumps(split.histories.item_names[1:]))
     with ExitStack() as stack:
         tracker = make_tracker(train_args, output_dir, arguments, config, engine) if RANK == 0 else None
         if tracker is not None:
@@ -194,9 +203,10 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             stack.enter_context(events.subscribe(losses))
         summary = StepSummary()
         stack.enter_context(events.subscribe(summary))
-        fit = Fit(engine, loader, split, train_args, max_length, checkpoints, tracker, summary)
+        checkpointer = Checkpointer(engine, checkpoints)
+        fit = Fit(engine, loader, split, train_args, max_length, checkpointer, tracker, summary)
         seconds, sequences = fit.run(total_steps)
-        save_checkpoint(engine, checkpoints, sampler=loader.sampler.state_dict())
+        checkpointer.save(sampler=loader.sampler.state_dict())
         metrics = evaluate(engine, split, "test", max_length)
         popularity = evaluate_popularity(split, "test", max_length=max_length)
         result = {
@@ -212,7 +222,14 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             (output_dir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
             if tracker is not None:
                 tracker.finish({key: value for key, value in result.items() if key != "plan"})
+        checkpointer.close()
+        if RANK == 0:
             conclude(result, output_dir)
+
+
+def fits(stored: ParallelPlan, section: settings.RecParallelConfig) -> bool:
+    """Whether the stored cut is one that the config asks for; another plan is cut anew."""
+    return stored.pipeline == section.stages and stored.partition.method == section.partition.method
 
 
 def _first(*values: Any) -> Any:
@@ -278,7 +295,7 @@ class Fit:
     split: Split
     settings: TrainingArguments
     max_length: int
-    checkpoints: Path
+    checkpointer: Checkpointer
     tracker: Any
     summary: StepSummary
 
@@ -318,7 +335,7 @@ class Fit:
             if self.tracker is not None:
                 self.tracker.log_ranks(ranks, step=step)
         if self.settings.save_steps and step % self.settings.save_steps == 0:
-            save_checkpoint(self.engine, self.checkpoints, sampler=self.loader.sampler.state_dict())
+            self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
     def _validate(self, bar: Any) -> None:
         metrics = evaluate(self.engine, self.split, "valid", self.max_length)
@@ -391,7 +408,7 @@ def conclude(result: dict[str, Any], output_dir: Path) -> None:
     print(f"popularity HR@10 {result['popularity']['hr@10']:.4f}  NDCG@10 {result['popularity']['ndcg@10']:.4f}")
     print(f"protocol: {result['protocol']}")
     print(f"{result['steps']} steps" + (f", {speed:.0f} sequences/s" if speed else ""))
-    print(f"written to {output_dir}/: metrics.json, losses.jsonl, checkpoints/, wandb/", flush=True)
+    print(f"written to {output_dir}/: metrics.json, losses.jsonl, items.json, checkpoints/, wandb/", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def recommender(run: Run) -> Any:
     if run.family == "gpt2":
         size = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": LENGTH}
     architecture = {"model_type": run.family, "vocab_size": 8, "bos_token_id": None, "eos_token_id": None, **size}
-    options = {"num_negatives": 10} if run.loss == "sampled_softmax" else None
+    options = {"sampled_softmax": {"num_negatives": 10}, "chunked_cross_entropy": {"chunk_mib": 1e-3}}.get(run.loss)
     return build_recommender(
         architecture, num_items=run.num_items, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
     )

@@ -1,7 +1,8 @@
-"""``recparallel profile`` and ``recparallel partition``: measure a model's layers, and cut them, without training.
+"""``recparallel``: measure a model's layers, and cut them, without training; hand a trained run on.
 
 recparallel profile --model llama-tiny --num-items 20000 --micro-batch 8 --length 100 --out profile.json
 recparallel partition profile.json --stages 4 --num-micro-batches 16
+recparallel export runs/first --to exported
 """
 
 import json
@@ -182,6 +183,26 @@ def partition(
         typer.echo(megatron_layout(measured, cut))
     else:
         typer.echo(json.dumps(deepspeed_section(cut, measured, profile), indent=2))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="--output_dir of a training, its checkpoints folder, or one checkpoint")],
+    to: Annotated[Path, typer.Option(help="new folder to write")],
+    dtype: Annotated[Precision, typer.Option(help="of the written weights")] = Precision.float32,
+) -> None:
+    """Write a trained run as a plain Hugging Face folder: weights, config, and a tokenizer whose tokens are the items.
+
+    `AutoModelForCausalLM.from_pretrained` loads it; the logits at a history's last position are the scores of the next item.
+    """
+    import torch
+
+    from recparallel.checkpointing.export import export_run
+
+    manifest = export_run(run, to, dtype=getattr(torch, dtype.value))
+    typer.echo(f"step {manifest.step}, {manifest.num_rows - 1:,} items: written to {to}")
+    if not (to / "tokenizer.json").is_file():
+        typer.echo("without a tokenizer: no items.json beside the checkpoints names the items")
 
 
 @app.command()

@@ -35,6 +35,7 @@ READERS = {
 }
 
 FAMILIES = {
+    "gemma2": "recparallel.models.families.gemma2:Gemma2Trunk",
     "gpt2": "recparallel.models.families.gpt2:GPT2Trunk",
     "gpt_neox": "recparallel.models.families.gpt_neox:GPTNeoXTrunk",
     "llama": "recparallel.models.trunk:Trunk",
@@ -46,6 +47,7 @@ FAMILIES = {
 }
 
 LOSSES = {
+    "chunked_cross_entropy": "recparallel.models.losses.chunked_cross_entropy:ChunkedCrossEntropy",
     "cross_entropy": "recparallel.models.losses.cross_entropy:CrossEntropy",
     "sampled_softmax": "recparallel.models.losses.sampled_softmax:SampledSoftmax",
 }

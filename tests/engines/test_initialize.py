@@ -120,42 +120,6 @@ def test_a_refused_hook_leaves_nothing_behind(pools):
         assert clean
 
 
-def checkpointed(folder):
-    """Save under one plan; load under others."""
-    from pathlib import Path
-
-    from training import make_engine, train
-
-    from recparallel.engines.checkpoint import load_checkpoint, save_checkpoint, stored_plan
-    from recparallel.errors import RecParallelError
-
-    folder = Path(folder)
-    run = Run(stages=2, steps=2, compression={"codec": "top_k", "ratio": 0.5})
-    messages = []
-    try:
-        stored_plan(folder)
-    except RecParallelError as error:
-        messages.append(str(error))
-    engine = make_engine(run)
-    train(engine, run)
-    save_checkpoint(engine, folder, sampler={"step": 2})
-    assert load_checkpoint(make_engine(run), folder) == {"step": 2}
-    for other in (Run(stages=1), Run(stages=2, zero=1), Run(stages=2, partition="type:ItemEmbedding|FinalNorm")):
-        try:
-            load_checkpoint(make_engine(other), folder)
-        except RecParallelError as error:
-            messages.append(str(error))
-    return messages
-
-
-def test_a_checkpoint_of_another_plan_is_refused(pools, tmp_path):
-    for none, stages, zero, cut in pools[2].run(checkpointed, folder=str(tmp_path)):
-        assert "holds no checkpoint" in none
-        assert "pipeline: stored 2, now 1" in stages
-        assert "zero_stage: stored 0, now 1" in zero
-        assert "cut: stored [0, 3, 6]" in cut
-
-
 def attached_twice():
     from training import make_engine
 

@@ -50,6 +50,19 @@ OWN_ATTRIBUTES = {
     # StepSummary
     "_sums",
     "_steps",
+    # Ranks, Checkpointer
+    "_compare",
+    "_folder",
+    "_ranks",
+    "_thread",
+    "_writing",
+    # _Plain, _Flat
+    "_state",
+    "_optimizer",
+    "_inner",
+    "_group_of",
+    "_piece",
+    "_link",
     # _ZeroOneExchange
     "_params_of_bucket",
 }

@@ -1,4 +1,8 @@
 import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch.nn import functional
 from recparallel import registry
 from recparallel.errors import ConfigError
 from recparallel.models.losses import IGNORE, TargetLoss
+from recparallel.models.losses.chunked_cross_entropy import ChunkedCrossEntropy
 from recparallel.models.losses.cross_entropy import CrossEntropy
 from recparallel.models.losses.sampled_softmax import SampledSoftmax
 
@@ -149,6 +154,101 @@ def test_cross_entropy_is_torchs():
         torch.autograd.grad(ours, (hidden, table)), torch.autograd.grad(theirs, (hidden, table))
     ):
         torch.testing.assert_close(gradient, reference, **CLOSE)
+
+
+# --- the same in chunks
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, {"rtol": 1e-10, "atol": 1e-12}), (torch.float32, CLOSE)])
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+def test_chunks_give_the_loss_and_gradients_of_the_whole(dtype, close, rows):
+    (hidden, table), labels = outputs_and_labels()
+    hidden, table = (tensor.detach().to(dtype).requires_grad_() for tensor in (hidden, table))
+    loss = ChunkedCrossEntropy(num_items=ITEMS, chunk_mib=rows * (ITEMS + 1) * dtype.itemsize / 2**20)
+    ours = 3 * loss((hidden, table), labels)
+    theirs = 3 * functional.cross_entropy((hidden @ table.T).view(-1, ITEMS + 1), labels.view(-1), ignore_index=IGNORE)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, theirs, **close)
+    for gradient, reference in zip(
+        torch.autograd.grad(ours, (hidden, table)), torch.autograd.grad(theirs, (hidden, table))
+    ):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient, reference, **close)
+
+
+def test_scores_that_overflow_an_exponential_do_not_matter():
+    hidden = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+    table = torch.tensor([[0.0], [1.0], [-1.0]])
+    loss = ChunkedCrossEntropy(num_items=2).total(hidden, table, torch.tensor([1, 1]))
+    assert loss.item() == 600.0
+    loss.backward()
+    assert hidden.grad.tolist() == [[0.0], [-2.0]]
+
+
+def test_a_frozen_table_gets_no_gradient():
+    (hidden, table), labels = outputs_and_labels()
+    loss = ChunkedCrossEntropy(num_items=ITEMS)
+    loss((hidden, table.detach()), labels).backward()
+    ours, hidden.grad = hidden.grad, None
+    CrossEntropy(num_items=ITEMS)((hidden, table.detach()), labels).backward()
+    torch.testing.assert_close(ours, hidden.grad, **CLOSE)
+
+
+def test_bfloat16_gradients_are_added_up_in_full_precision():
+    """One target a chunk: 400 rounded sums in turn would lose what is small beside the rest."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, table = torch.randn(400, D, generator=generator), torch.randn(ITEMS + 1, D, generator=generator)
+    targets = torch.randint(1, ITEMS + 1, (400,), generator=generator)
+    inputs = [tensor.bfloat16().requires_grad_() for tensor in (hidden, table)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    CrossEntropy(num_items=ITEMS).total(*inputs, targets).backward()
+    whole = inputs[1].grad.double()
+    inputs[1].grad = None
+    ChunkedCrossEntropy(num_items=ITEMS, chunk_mib=1e-6).total(*inputs, targets).backward()
+    chunked = inputs[1].grad.double()
+    functional.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum").backward()
+    reference = exact[1].grad
+    assert (chunked - reference).norm() < 1.1 * (whole - reference).norm()
+
+
+PEAK = """
+    import sys
+    from pathlib import Path
+    import torch
+    from recparallel import registry
+
+    torch.set_num_threads(1)
+    items, targets, width = 200_000, 512, 16
+    loss = registry.losses.load(sys.argv[1])(num_items=items)
+    hidden, table = torch.randn(targets, width).requires_grad_(), torch.randn(items + 1, width).requires_grad_()
+
+    def peak():
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
+
+    before = peak()
+    loss.total(hidden, table, torch.arange(1, targets + 1)).backward()
+    print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_targets_times_items():
+    """512 targets × 200,001 rows of fp32 are 391 MiB, of which the whole softmax holds several at once."""
+
+    def peak(name):
+        command = [sys.executable, "-c", textwrap.dedent(PEAK), name]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    whole, chunked = peak("cross_entropy"), peak("chunked_cross_entropy")
+    assert whole > 2 * 512 * 200_001 * 4
+    assert chunked < whole / 4
+
+
+@pytest.mark.parametrize("chunk_mib", [0, -1.0, math.nan])
+def test_a_chunk_without_memory_is_refused(chunk_mib):
+    with pytest.raises(ConfigError, match="chunk_mib must be above 0, got"):
+        ChunkedCrossEntropy(num_items=ITEMS, chunk_mib=chunk_mib)
 
 
 # --- sampled softmax

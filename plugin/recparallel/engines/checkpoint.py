@@ -1,84 +1,186 @@
-"""Save and resume a training: DeepSpeed's checkpoint, and beside it what DeepSpeed does not know.
+"""Save and resume a training, under any cut, number of replicas and ZeRO stage.
 
-One folder a step holds DeepSpeed's files (layers, optimizer, scheduler), ``plan.json``, and one file a rank with the
-state of the gradient hook. The sampler's position travels in DeepSpeed's client state. Dropout and negatives need no
-random state: they are seeded by the number of the micro-batch, which follows from the step.
+A checkpoint is one folder, ``step_N``: tensors by global names (``engines/engine_state.py``), what else the engine counts
+(scheduler, steps, loss scale) with the sampler's position, the gradient hook's state of each rank, and a manifest. Dropout and
+negatives need no random state: they are seeded by the number of the micro-batch, which follows from the step.
 
-The pointer ``latest`` moves, atomically, when every rank has written its files; a save that is interrupted leaves the
-one before it the latest. (DeepSpeed moves it on rank 0 without waiting for the others.)
+Residuals of a gradient hook belong to the buckets of their plan: with a hook, and only then, the plan must stay what it was.
 """
 
-import os
+import io
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from recparallel.checkpointing.commit import POINTER, begin, commit, latest, write_synced
+from recparallel.checkpointing.manifest import FILE, Manifest, describe_files, list_files, read_manifest, verify_files
+from recparallel.checkpointing.tensors import read_tensors, stored_tensors, write_tensors
+from recparallel.engines.agreement import Ranks
+from recparallel.engines.engine_state import STATE, WEIGHT, check_storable, collect, parameters_by_name, restore
 from recparallel.errors import CheckpointError
+from recparallel.models.layers import ItemEmbedding
 from recparallel.plan import ParallelPlan
 
-POINTER = "latest"
+TENSORS, TRAINING = "tensors", "training.pt"
+
+__all__ = ["POINTER", "Checkpointer", "check_resumable", "check_storable", "load_checkpoint", "save_checkpoint"]
+
+
+class Checkpointer:
+    """Writes checkpoints of one training, each while the training goes on. Every rank makes one, and calls it alike.
+
+    Args:
+        engine: a pipeline engine over a recommender.
+        folder: where ``step_N`` and the pointer ``latest`` go; shared by all machines.
+    """
+
+    def __init__(self, engine: Any, folder: Path) -> None:
+        check_storable(engine)
+        self._engine, self._folder = engine, folder
+        self._ranks = Ranks(dist.new_group(backend="gloo"))  # its own: messages of a training must not mix with these
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, *, sampler: dict[str, Any]) -> None:
+        """Copy the state to the host's memory, and begin to write it; what was being written is finished first.
+
+        Args:
+            sampler: ``GlobalBatchSampler.state_dict()``.
+
+        Raises:
+            CheckpointError: the checkpoint before this one could not be written (:meth:`wait`).
+        """
+        self.wait()
+        target = self._folder / _name(self._engine)
+        if self._engine.recparallel.checkpoint != target:
+            self._writing = self._thread.submit(_write, _snapshot(self._engine, sampler), self._folder, self._ranks)
+            self._engine.recparallel.checkpoint = target
+
+    def wait(self) -> None:
+        """Until the checkpoint is whole and the latest, or has failed.
+
+        Raises:
+            CheckpointError: on every rank, where one could not write its part. The checkpoint before stays the latest.
+        """
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except CheckpointError:
+            self._engine.recparallel.checkpoint = None
+            raise
+
+    def close(self) -> None:
+        """Wait, and give the thread and the group back."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            dist.destroy_process_group(self._ranks.group)
 
 
 def save_checkpoint(engine: Any, folder: Path, *, sampler: dict[str, Any]) -> Path:
-    """Write ``folder/step_N``, and make it the latest.
+    """Write ``folder/step_N``, make it the latest, and return when that is done; call it on every rank.
 
     Args:
         sampler: ``GlobalBatchSampler.state_dict()``.
+
+    Raises:
+        CheckpointError: on every rank, where one could not write its part. The checkpoint before stays the latest.
     """
-    tag = f"step_{engine.global_steps}"
-    target = folder / tag
-    if (folder / POINTER).is_file() and latest_checkpoint(folder) == target:
-        return target  # the same step of the same run: writing it again would put the only good copy at risk
-    dist.barrier()  # everybody has looked before anybody writes
-    target.mkdir(parents=True, exist_ok=True)
-    torch.save(engine.recparallel.state_dict(), _rank_file(target))
-    if dist.get_rank() == 0:
-        (target / "plan.json").write_text(engine.recparallel.plan.model_dump_json(indent=2))
-    engine.save_checkpoint(
-        str(folder), tag=tag, client_state={"sampler": sampler}, save_latest=False
-    )  # ends with a barrier
-    if dist.get_rank() == 0:
-        moved = folder / f"{POINTER}.new"
-        moved.write_text(tag)
-        os.replace(moved, folder / POINTER)
-    dist.barrier()
+    check_storable(engine)
+    target = folder / _name(engine)
+    if engine.recparallel.checkpoint != target:
+        _write(_snapshot(engine, sampler), folder, Ranks())
+        engine.recparallel.checkpoint = target
     return target
 
 
-def latest_checkpoint(folder: Path) -> Path:
-    """Folder of the latest complete checkpoint.
+@dataclass(frozen=True)
+class _Snapshot:
+    """What one rank writes, apart from the engine, which goes on.
+
+    Attributes:
+        name: of the checkpoint.
+        tensors: this rank's share.
+        files: others, by name.
+        manifest: without the files.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    files: dict[str, bytes]
+    manifest: Manifest
+
+
+def _name(engine: Any) -> str:
+    return f"step_{engine.global_steps}"
+
+
+def _snapshot(engine: Any, sampler: dict[str, Any]) -> _Snapshot:
+    rank, files = dist.get_rank(), {}
+    if engine.recparallel.hook is not None:
+        files[_hook_file(rank)] = _to_bytes(engine.recparallel.state_dict())
+    if rank == 0:
+        files[TRAINING] = _to_bytes(_counters(engine) | {"sampler": sampler})
+    recommender = engine.module.recommender
+    manifest = Manifest(
+        step=engine.global_steps,
+        plan=engine.recparallel.plan,
+        trunk=recommender.config.to_dict(),
+        num_rows=recommender.num_items + 1,
+        items=issubclass(recommender.layers[0].module_class, ItemEmbedding),
+        files={},
+    )
+    return _Snapshot(_name(engine), collect(engine), files, manifest)
+
+
+def _write(snapshot: _Snapshot, folder: Path, ranks: Ranks) -> Path:
+    partial = ranks.first(lambda: begin(folder, snapshot.name))
+    with _removed_on_failure(partial, ranks):
+        write_tensors(snapshot.tensors, partial / TENSORS, group=ranks.group)
+
+        def write_files() -> None:
+            for name, content in snapshot.files.items():
+                write_synced(partial / name, content)
+
+        ranks.together(write_files)
+        names = ranks.first(lambda: list_files(partial))
+        parts = ranks.gather(lambda: describe_files(partial, names[ranks.number :: ranks.count]))
+        files = {name: found for part in parts for name, found in part.items()}
+
+        def finish() -> None:
+            manifest = snapshot.manifest.model_copy(update={"files": files})
+            write_synced(partial / FILE, manifest.model_dump_json(indent=1).encode())
+            commit(partial)
+
+        ranks.first(finish)
+    return folder / snapshot.name
+
+
+def check_resumable(folder: Path, *, stages: int, replicas: int, zero_stage: int, codec: str) -> Manifest:
+    """The manifest of the latest checkpoint, if a run with these degrees can go on from it; needs no process group.
+
+    Args:
+        codec: of the gradients; ``"none"`` without a hook.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint, or its hook cannot go on under this plan.
     """
-    pointer = folder / POINTER
-    if not pointer.is_file():
-        raise CheckpointError(
-            f"{folder} holds no checkpoint (no file {POINTER!r}); start without --resume, or name another folder"
-        )
-    target = folder / pointer.read_text().strip()
-    if not (target / "plan.json").is_file():
-        raise CheckpointError(f"{pointer} names {target}, which has no plan.json: the checkpoint is incomplete")
-    return target
-
-
-def stored_plan(folder: Path) -> ParallelPlan:
-    """The plan that the latest checkpoint of ``folder`` was written under; its partition has to be used again."""
-    return ParallelPlan.model_validate_json((latest_checkpoint(folder) / "plan.json").read_text())
-
-
-def check_resumable(folder: Path, *, stages: int, replicas: int, zero_stage: int) -> ParallelPlan:
-    """The stored plan, if a run with these degrees can continue it; needs no process group.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it was written under another plan.
-    """
-    stored = stored_plan(folder)
-    wanted = {"pipeline": stages, "data": replicas, "zero_stage": zero_stage}
-    _refuse_differences(latest_checkpoint(folder), [(key, getattr(stored, key), now) for key, now in wanted.items()])
-    return stored
+    source = latest(folder)
+    manifest = read_manifest(source)
+    active = codec if replicas > 1 else "none"
+    now = {"pipeline": stages, "data": replicas, "zero_stage": zero_stage, "compression": active}
+    _check_hook(source, manifest.plan, now)
+    return manifest
 
 
 def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
@@ -88,37 +190,119 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
         the sampler's state.
 
     Raises:
-        CheckpointError: there is none, a file of it is missing, or it was written under another plan.
+        CheckpointError: on every rank, if there is none, a file of it is missing or damaged, it is of another model, or its
+            hook cannot go on under this plan.
     """
-    source = latest_checkpoint(folder)
-    _check_plan(engine.recparallel.plan, stored_plan(folder), source)
-    own = _rank_file(source)
-    if not own.is_file():
-        raise CheckpointError(f"{own} is missing: the checkpoint is incomplete")
-    path, client_state = engine.load_checkpoint(str(folder), tag=source.name)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed could not load {source}; its log says why")
-    engine.recparallel.load_state_dict(torch.load(own, map_location=engine.device, weights_only=False))
-    return dict(client_state["sampler"])
+    ranks = Ranks()
+    ranks.together(lambda: check_storable(engine))
+    source = ranks.first(lambda: latest(folder))
+    manifest = ranks.first(lambda: read_manifest(source))
+    ranks.together(lambda: _check_hook(source, manifest.plan, _in_plain_values(engine.recparallel.plan)))
+    ranks.together(lambda: verify_files(manifest, source, share=ranks.number, shares=ranks.count))
+    stored = ranks.together(lambda: stored_tensors(source / TENSORS))
+    own = parameters_by_name(engine)
+    shapes = ranks.gather(lambda: {name: tuple(parameter.shape) for name, parameter in own.items()})
+    weights = {name.partition("/")[2]: t.shape for name, t in stored.items() if name.startswith(f"{WEIGHT}/")}
+    _check_model(source, weights, {name: shape for part in shapes for name, shape in part.items()})
+
+    def read() -> dict[str, Any]:
+        prefixes = tuple(f"{STATE}/{name}/" for name in own)
+        names = [f"{WEIGHT}/{name}" for name in own] + [name for name in stored if name.startswith(prefixes)]
+        restore(engine, read_tensors(names, source / TENSORS, stored=stored))
+        if manifest.plan.compression != "none":
+            engine.recparallel.load_state_dict(
+                torch.load(source / _hook_file(ranks.number), map_location=engine.device, weights_only=False)
+            )
+        training: dict[str, Any] = torch.load(source / TRAINING, weights_only=True)
+        return training
+
+    training = ranks.together(read)
+    ranks.together(lambda: _restore_counters(engine, training))
+    engine.recparallel.checkpoint = folder / _name(engine)
+    return dict(training["sampler"])
 
 
-def _check_plan(own: ParallelPlan, stored: ParallelPlan, source: Path) -> None:
-    keys = ("pipeline", "tensor", "data", "zero_stage", "dtype", "compression")
-    compared = [(key, getattr(stored, key), getattr(own, key)) for key in keys]
-    cuts = [
-        (name, list(getattr(stored.partition, key)), list(getattr(own.partition, key)))
-        for name, key in (("cut", "bounds"), ("order of devices", "device_order"))
+def _counters(engine: Any) -> dict[str, Any]:
+    """What the engine counts, the same on every rank."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return {
+        "global_steps": engine.global_steps,
+        "global_samples": engine.global_samples,
+        "skipped_steps": engine.skipped_steps,
+        "scheduler": None if engine.lr_scheduler is None else engine.lr_scheduler.state_dict(),
+        "groups": [
+            {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
+        ],
+        "loss_scaler": {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float))}
+        if engine.fp16_enabled() and scaler is not None
+        else {},
+    }
+
+
+def _restore_counters(engine: Any, training: dict[str, Any]) -> None:
+    groups = engine.optimizer.param_groups
+    if len(groups) != len(training["groups"]):
+        raise CheckpointError(
+            f"stored are {len(training['groups'])} groups of parameters, the optimizer has {len(groups)}"
+        )
+    for group, stored in zip(groups, training["groups"]):
+        group.update(stored)
+    if engine.lr_scheduler is not None and training["scheduler"] is not None:
+        engine.lr_scheduler.load_state_dict(training["scheduler"])
+    for key in ("global_steps", "global_samples", "skipped_steps"):
+        setattr(engine, key, training[key])
+    if engine.fp16_enabled():
+        vars(engine.optimizer.loss_scaler).update(training["loss_scaler"])
+
+
+def _check_model(source: Path, stored: dict[str, Any], own: dict[str, Any]) -> None:
+    differences = [f"{name} is not in the checkpoint" for name in sorted(own.keys() - stored.keys())]
+    differences += [f"{name} is not in the model" for name in sorted(stored.keys() - own.keys())]
+    differences += [
+        f"{name}: stored {list(stored[name])}, now {list(own[name])}"
+        for name in sorted(own.keys() & stored.keys())
+        if stored[name] != own[name]
     ]
-    _refuse_differences(source, [*compared, *cuts])
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise CheckpointError(f"{source} is of another model: {'; '.join(differences[:5])}{more}")
 
 
-def _refuse_differences(source: Path, compared: list[tuple[str, Any, Any]]) -> None:
-    different = [f"{key}: stored {then!r}, now {now!r}" for key, then, now in compared if then != now]
+def _check_hook(source: Path, stored: ParallelPlan, now: dict[str, Any]) -> None:
+    """With a hook on either side the plans must be the same in what ``now`` tells."""
+    then = _in_plain_values(stored)
+    if then["compression"] == now["compression"] == "none":
+        return
+    different = [f"{key}: stored {then[key]!r}, now {value!r}" for key, value in now.items() if then[key] != value]
     if different:
         raise CheckpointError(
-            f"{source} was written under another plan ({'; '.join(different)}); resume with the stored one"
+            f"{source} was written under another plan ({'; '.join(different)}), and a gradient hook's state belongs to its plan; "
+            "resume with the stored one (where neither has a hook, any plan can go on)"
         )
 
 
-def _rank_file(folder: Path) -> Path:
-    return folder / f"recparallel_rank_{dist.get_rank()}.pt"
+def _in_plain_values(plan: ParallelPlan) -> dict[str, Any]:
+    keys = ("pipeline", "data", "zero_stage", "dtype", "compression")
+    bounds, order = plan.partition.bounds, plan.partition.device_order
+    return {key: getattr(plan, key) for key in keys} | {"cut": list(bounds), "order of devices": list(order)}
+
+
+def _hook_file(rank: int) -> str:
+    return f"hook_rank_{rank}.pt"
+
+
+def _to_bytes(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _removed_on_failure(partial: Path, ranks: Ranks) -> Iterator[None]:
+    """A disk that was full has room again."""
+    try:
+        yield
+    except CheckpointError:
+        if ranks.number == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise

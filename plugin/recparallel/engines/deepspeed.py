@@ -55,7 +55,10 @@ class Handle:
         engine: the DeepSpeed engine.
         hook: the gradient hook, or None when DeepSpeed's own exchange runs.
         plan: what is being executed; None for an engine without a pipeline.
+        checkpoint: the one that was written or loaded last; its step says whether it still holds what the engine does.
     """
+
+    checkpoint: Path | None = None
 
     def __init__(self, engine: Any, hook: BoundHook | None, plan: ParallelPlan | None, bindings: Bindings) -> None:
         self.engine, self.hook, self.plan = engine, hook, plan
@@ -66,7 +69,7 @@ class Handle:
         self._bindings.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """What this rank must store beside DeepSpeed's checkpoint: residuals and other state of the hook."""
+        """What this rank must store beside weights and optimizer: residuals and other state of the hook."""
         return {} if self.hook is None else {"hook": self.hook.name, "state": self.hook.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,7 +111,7 @@ def initialize(
         max_length: positions per sequence; needed with ``training_data``.
         sample: one micro-batch (inputs, labels) to time layers with, where there is no ``training_data``.
         profile: use this profile instead of timing layers.
-        partition: use this cut instead of making one; a run that resumes needs its stored one
+        partition: use this cut instead of making one; a run with a gradient hook needs its stored one to resume
             (``engines/checkpoint.py``).
         **kwargs: for ``deepspeed.initialize``.
 

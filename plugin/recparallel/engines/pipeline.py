@@ -36,7 +36,7 @@ class RecommenderPipeline(PipelineModule):
         schedule: that the engine will run.
         optimizer_shares: replicas among which the optimizer's state is divided (ZeRO-1).
         profile: use this profile instead of measuring.
-        fixed: use this cut, whatever the method; a run that resumes needs the one it was stored with.
+        fixed: use this cut, whatever the method.
 
     Raises:
         PartitionError: on every rank, if a stage would be empty, measuring fails, or ranks disagree on the cut.

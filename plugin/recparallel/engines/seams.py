@@ -39,6 +39,9 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "deepspeed.runtime.pipe.engine:PipelineEngine._recv_tensor_meta": ("self", "send_stage"),
     "deepspeed.runtime.pipe.schedule:PipeSchedule._buffer_idx": ("self", "micro_batch_id"),
     "deepspeed.runtime.pipe.engine:PipelineEngine._bf16_reduce_grads": ("self",),
+    # state of the optimizers
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer._lazy_init_hp_params_optimizer_state": ("self",),
+    "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state": ("self",),
     # gradients
     "deepspeed.runtime.pipe.module:PipelineModule.get_tied_weights_and_groups": ("self",),
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.get_grads_for_norm": ("self", "for_clipping"),

@@ -24,10 +24,13 @@ class ItemEmbedding(nn.Embedding):
     Args:
         dropout: share of the vectors' entries that is zeroed while training.
         std: standard deviation of the initial weights.
+        scale: by which the vectors are multiplied.
     """
 
-    def __init__(self, *, num_items: int, dim: int, std: float = 0.02, dropout: float = 0.0) -> None:
-        self.std = std
+    def __init__(
+        self, *, num_items: int, dim: int, std: float = 0.02, dropout: float = 0.0, scale: float = 1.0
+    ) -> None:
+        self.std, self.scale = std, scale
         super().__init__(num_items + 1, dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -35,7 +38,10 @@ class ItemEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        return self.dropout(super().forward(ids_BL))
+        vectors_BLD = super().forward(ids_BL)
+        if self.scale != 1.0:
+            vectors_BLD = vectors_BLD * vectors_BLD.new_tensor(self.scale)
+        return self.dropout(vectors_BLD)
 
 
 class TrunkPart(nn.Module):
@@ -76,7 +82,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, *, config: PretrainedConfig, index: int) -> None:
         super().__init__()
         trunk = Trunk.of(config)
-        self.config = config
+        self.config = trunk.skeleton.config  # it knows the kind of attention that was chosen, and so the mask
         self.block = trunk.materialize(f"{trunk.blocks}.{index}")
         self.rotary = trunk.materialize(trunk.rotary) if trunk.rotary else None
         self.attention = trunk.attention_type(index)

@@ -69,7 +69,7 @@ def build_recommender(
 
     Raises:
         UnknownNameError: no such model, family or loss.
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or the language model's own head bends its scores.
     """
     if num_items is not None and num_items < 1:
         raise ConfigError(f"num_items must be at least 1, got {num_items}")
@@ -81,6 +81,7 @@ def build_recommender(
             if hasattr(config, key):
                 setattr(config, key, dropout)
         config.tie_word_embeddings = tied
+    _leave_scores_alone(config, tokens=num_items is None)
     trunk = Trunk.of(config)
     table_rows = config.vocab_size - 1 if num_items is None else num_items
     loss_fn = registry.losses.load(loss, where="loss")(num_items=table_rows, **(loss_options or {}))
@@ -91,6 +92,18 @@ def build_recommender(
     if folder is not None:
         layers = with_pretrained_weights(layers, trunk, folder, tokens=num_items is None)
     return Recommender(tuple(layers), loss_fn, config, table_rows, bool(config.tie_word_embeddings), trunk.max_length)
+
+
+def _leave_scores_alone(config: PretrainedConfig, *, tokens: bool) -> None:
+    """Scores are products of hidden states and rows of a table; heads of some families bend them (Gemma 2)."""
+    bent = getattr(config, "final_logit_softcapping", None)
+    if bent is not None and tokens:
+        raise ConfigError(
+            f"the language model's own head with final_logit_softcapping={bent} is not supported; set it to null in the config, "
+            "or give num_items for a head over items"
+        )
+    if bent is not None:
+        config.final_logit_softcapping = None
 
 
 def _trunk_layers(trunk: Trunk) -> list[Layer]:
@@ -113,7 +126,8 @@ def _ends(trunk: Trunk, *, num_items: int | None, dropout: float) -> tuple[Layer
         head = Layer("head", TokenHead, {"config": config, "path": trunk.head}, kind="head")
     else:
         table = {"num_items": num_items, "dim": trunk.dim, "std": trunk.std}
-        embedding = Layer("embedding", ItemEmbedding, {**table, "dropout": dropout}, tie=tie, kind="embedding")
+        items = {**table, "dropout": dropout, "scale": trunk.embedding_scale}
+        embedding = Layer("embedding", ItemEmbedding, items, tie=tie, kind="embedding")
         head = Layer("head", NextItemHead, table, kind="head")
     if tie is not None:
         head = dataclasses.replace(embedding, name="head", kind="head", forward=score_with_table)

@@ -81,6 +81,11 @@ class Trunk:
         return 0.0
 
     @property
+    def embedding_scale(self) -> float:
+        """By which vectors of an item table are multiplied, as those of the tokens are. Override for a family that does so."""
+        return 1.0
+
+    @property
     def std(self) -> float:
         """Standard deviation of the family's initial weights."""
         return float(getattr(self.config, "initializer_range", getattr(self.config, "init_std", 0.02)))

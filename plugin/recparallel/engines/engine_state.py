@@ -1,0 +1,241 @@
+"""Weights and optimizer state of a DeepSpeed pipeline engine, whole tensors by global names, in and out.
+
+ZeRO-1 and the bf16 optimizer keep a flat piece on every replica; DeepSpeed's own functions put a parameter's pieces together.
+What comes out fits every cut, every number of replicas and every one of these optimizers.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from recparallel.checkpointing.names import global_name
+from recparallel.errors import CheckpointError
+from recparallel.models.trunk import Trunk
+
+WEIGHT, STATE = "weight", "optimizer"
+"""First words of a tensor's name in a checkpoint: ``weight/NAME`` and ``optimizer/NAME/KEY``."""
+
+
+def parameters_by_name(engine: Any) -> dict[str, nn.Parameter]:
+    """This stage's parameters by their global names; a tied table once."""
+    module = engine.module
+    layers = module.recommender.layers
+    trunk = Trunk.of(module.recommender.config)
+    found = {}
+    for name, parameter in module.named_parameters():
+        place, _, inner = name.partition(".")
+        if place == "tied_modules":
+            key, _, inner = inner.partition(".")
+            layer = next(layer for layer in layers if layer.tie == key)
+        else:
+            layer = layers[int(place)]
+        found[global_name(layer, inner, trunk)] = parameter
+    return found
+
+
+def check_storable(engine: Any) -> None:
+    """Refuse an engine whose optimizer cannot be stored, before it trains for hours.
+
+    Raises:
+        CheckpointError: says which optimizers can.
+    """
+    # DeepSpeed's wrapper for fp16 is a torch optimizer too, by name; its masters are not the parameters.
+    known = isinstance(engine.optimizer, (BF16_Optimizer, DeepSpeedZeroOptimizer)) or (
+        isinstance(engine.optimizer, torch.optim.Optimizer) and not engine.fp16_enabled()
+    )
+    if not known:
+        raise CheckpointError(
+            f"checkpoints of {type(engine.optimizer).__name__} are not supported; use fp32, bf16, or fp16 with ZeRO-1"
+        )
+
+
+def collect(engine: Any) -> dict[str, Tensor]:
+    """What this rank has to write. Every rank calls: replicas put their pieces together, then share out the parameters.
+
+    Returns:
+        copies in the host's memory: fp32 weights as ``weight/NAME``, and as ``optimizer/NAME/KEY`` the state of the optimizer:
+        tensors of the weight's shape, and numbers without a shape.
+    """
+    grid = engine.grid
+    copies = _held_elsewhere(engine)
+    kept: dict[str, Tensor] = {}
+    for index, (name, parameter, held) in enumerate(_held(engine)):
+        weight, states = held.weight(parameter), held.states(parameter)  # all replicas take part
+        if name in copies or index % grid.data_parallel_size != grid.data_parallel_id:
+            continue
+        kept[f"{WEIGHT}/{name}"] = _copied(weight)
+        kept |= {f"{STATE}/{name}/{key}": _copied(value) for key, value in states.items()}
+    return kept
+
+
+def restore(engine: Any, tensors: dict[str, Tensor]) -> None:
+    """Put what :func:`collect` gave, on this or other ranks, into ``engine``.
+
+    Args:
+        tensors: at least the weights of this stage, and what state there is of them.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == STATE:
+            owner, _, key = rest.rpartition("/")
+            states.setdefault(owner, {})[key] = value
+    everything = list(_held(engine))
+    for name, parameter, held in everything:
+        held.prepare(parameter, states.get(name, {}))
+    with torch.no_grad():
+        for name, parameter, held in everything:
+            held.set(parameter, tensors[f"{WEIGHT}/{name}"].to(parameter.device), states.get(name, {}))
+
+
+class _Plain:
+    """The state of a torch optimizer: a parameter is its own master, and the key of its state.
+
+    Args:
+        optimizer: none for parameters that are not trained.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
+        groups: list[dict[str, Any]] = [] if optimizer is None else optimizer.param_groups
+        self._state = {} if optimizer is None else optimizer.state
+        self._group_of = {id(parameter): group for group in groups for parameter in group["params"]}
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.float()
+
+    def states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        own = {key: _as_tensor(value) for key, value in self._state.get(parameter, {}).items() if value is not None}
+        if "step" in own:
+            # DeepSpeed's FusedAdam counts the steps of a group's last parameter alone.
+            members = self._group_of[id(parameter)]["params"]
+            steps = [
+                _as_tensor(self._state[member]["step"]) for member in members if "step" in self._state.get(member, {})
+            ]
+            own["step"] = max(steps, key=lambda step: float(step))
+        return own
+
+    def prepare(self, parameter: nn.Parameter, states: dict[str, Tensor]) -> None:
+        """Nothing: state is made as it is set."""
+
+    def set(self, parameter: nn.Parameter, weight: Tensor, states: dict[str, Tensor]) -> None:
+        parameter.copy_(weight)
+        if not states:
+            return
+        own, group = self._state[parameter], self._group_of[id(parameter)]
+        on_device = group.get("fused") or group.get("capturable")  # where torch keeps its numbers beside the weights
+        for key, value in states.items():
+            if value.dim():
+                own[key] = value.to(device=parameter.device, dtype=parameter.dtype).view_as(parameter).clone()
+            else:
+                own[key] = _like(own.get(key), value.to(parameter.device) if on_device else value)
+
+
+class _Flat:
+    """An optimizer of DeepSpeed that steps flat pieces, one for each group of parameters.
+
+    Args:
+        optimizer: DeepSpeed's.
+        groups: the parameters of each group, in the model's precision.
+    """
+
+    def __init__(self, optimizer: Any, groups: list[list[nn.Parameter]]) -> None:
+        self._optimizer = optimizer
+        self._inner = optimizer.optimizer
+        self._group_of = {id(parameter): group for group, members in enumerate(groups) for parameter in members}
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        return safe_get_full_fp32_param(parameter)
+
+    def states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        flat, own = self._piece(parameter)
+        if own:
+            self._link()
+        return {
+            key: safe_get_full_optimizer_state(parameter, key) if _is_flat(value, flat) else _as_tensor(value)
+            for key, value in own.items()
+            if value is not None
+        }
+
+    def prepare(self, parameter: nn.Parameter, states: dict[str, Tensor]) -> None:
+        """Make the flat state that is not there before the first step: DeepSpeed finds the pieces of all groups at once."""
+        flat, own = self._piece(parameter)
+        for key, value in states.items():
+            if not value.dim():
+                own[key] = _like(own.get(key), value)
+            elif key not in own:
+                own[key] = torch.zeros_like(flat)
+
+    def set(self, parameter: nn.Parameter, weight: Tensor, states: dict[str, Tensor]) -> None:
+        if states:
+            self._link()
+        safe_set_full_fp32_param(parameter, weight)
+        for key, value in states.items():
+            if value.dim():
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+        parameter.copy_(weight)
+
+    def _piece(self, parameter: nn.Parameter) -> tuple[Tensor, dict[str, Any]]:
+        flat = self._inner.param_groups[self._group_of[id(parameter)]]["params"][0]
+        return flat, self._inner.state[flat]
+
+    def _link(self) -> None:
+        """DeepSpeed finds a parameter's piece of the state from here on."""
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _held(engine: Any) -> Iterator[tuple[str, nn.Parameter, "_Plain | _Flat"]]:
+    """Parameters in the order of their names, the same on all replicas of a stage, with what holds their state."""
+    optimizer = engine.optimizer
+    frozen = _Plain(None)
+    held: _Plain | _Flat
+    if isinstance(optimizer, BF16_Optimizer):
+        held = _Flat(optimizer, optimizer.bf16_groups)
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
+        held = _Flat(optimizer, optimizer.bit16_groups)
+    else:
+        held = _Plain(optimizer)
+    for name, parameter in sorted(parameters_by_name(engine).items()):
+        yield name, parameter, held if parameter.requires_grad else frozen
+
+
+def _held_elsewhere(engine: Any) -> set[str]:
+    """Names of tied tables of which this stage has a copy, and an earlier stage the original."""
+    module = engine.module
+    trunk = Trunk.of(module.recommender.config)
+    copies = set()
+    for key, tied in module.tied_comms.items():
+        if tied["ranks"][0] != engine.global_rank:
+            layer = next(layer for layer in module.recommender.layers if layer.tie == key)
+            copies |= {global_name(layer, name, trunk) for name, _ in tied["module"].named_parameters()}
+    return copies
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True)
+
+
+def _is_flat(value: Any, flat: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == flat.shape
+
+
+def _as_tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _like(own: Any, value: Tensor) -> Any:
+    """A number in the form in which the optimizer keeps it; without one, a whole number as such and others as tensors."""
+    if isinstance(own, Tensor):
+        return torch.full_like(own, value.item())
+    if own is not None:
+        return type(own)(value.item())
+    return value.clone() if value.is_floating_point() else value.item()

@@ -63,6 +63,7 @@ OWN_ATTRIBUTES = {
     "_group_of",
     "_piece",
     "_link",
+    "_linked",
     # _ZeroOneExchange
     "_params_of_bucket",
 }
@@ -73,6 +74,7 @@ STANDARD = {"_exit"}
 
 DATA = {
     "_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine",
+    "_hp_optimizer_states_linked": "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer",
     "_hp_grad": "deepspeed.runtime.bf16_optimizer:BF16_Optimizer",
 }
 """Private data of DeepSpeed's instances: no attribute of the class, so not in ``SEAMS``; name to the class that sets

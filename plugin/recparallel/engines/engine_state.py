@@ -151,6 +151,7 @@ class _Flat:
     def __init__(self, optimizer: Any, groups: list[list[nn.Parameter]]) -> None:
         self._optimizer = optimizer
         self._inner = optimizer.optimizer
+        self._linked = False
         self._group_of = {id(parameter): group for group, members in enumerate(groups) for parameter in members}
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
@@ -189,8 +190,12 @@ class _Flat:
         return flat, self._inner.state[flat]
 
     def _link(self) -> None:
-        """DeepSpeed finds a parameter's piece of the state from here on."""
-        self._optimizer._lazy_init_hp_params_optimizer_state()
+        """DeepSpeed finds every parameter's piece of the state from here on. By itself ZeRO links all groups of parameters when the
+        first of them has stepped, and the others have no state yet."""
+        if not self._linked:
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._linked = True
 
 
 def _held(engine: Any) -> Iterator[tuple[str, nn.Parameter, "_Plain | _Flat"]]:

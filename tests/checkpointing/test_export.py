@@ -60,39 +60,42 @@ PLAIN = """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-    with torch.no_grad():
-        scores = model(torch.tensor(json.loads(sys.argv[2]))).logits.float()
+    torch.set_num_threads(1)
+    histories = torch.tensor(json.loads(sys.argv[1]))
+    for folder in sys.argv[2:]:
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        with torch.no_grad():
+            torch.save(model(histories).logits.float(), f"{folder}.scores")
     assert not [name for name in sys.modules if name.startswith(("recparallel", "deepspeed"))]
-    torch.save(scores, sys.argv[3])
 """
 
+CASES = [(family, tied) for family in ARCHITECTURES for tied in (True, False)]
 
-def plain(folder, histories, tmp_path):
-    """Scores of transformers alone."""
-    out = tmp_path / "scores.pt"
+
+@pytest.fixture(scope="module")
+def scores(pools, tmp_path_factory):
+    """By family and kind of head: our scores, and those of transformers alone, which loads every exported folder in one process."""
+    ours, folders = {}, {}
+    for family, tied in CASES:
+        run = tmp_path_factory.mktemp("run")
+        found = pools[2].run(trained, family=family, tied=tied, dtype="fp32", folder=str(run), histories=HISTORIES)
+        ours[family, tied] = next(part for part in found if part is not None)
+        folders[family, tied] = run / "exported"
+        manifest = export_run(run, run / "exported")
+        assert (manifest.step, manifest.num_rows) == (3, NUM_ITEMS + 1)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PLAIN), str(folder), json.dumps(histories.tolist()), str(out)],
+        [sys.executable, "-c", textwrap.dedent(PLAIN), json.dumps(HISTORIES.tolist()), *map(str, folders.values())],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "newly initialized" not in done.stderr
-    return torch.load(out)
+    return {case: (ours[case], torch.load(f"{folder}.scores")) for case, folder in folders.items()}
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_transformers_alone_gives_the_same_scores_and_lists(pools, tmp_path, family, tied):
-    if tied and family in ("phi3", "qwen3"):
-        pytest.skip("as llama")
-    scores = pools[2].run(
-        trained, family=family, tied=tied, dtype="fp32", folder=str(tmp_path / "run"), histories=HISTORIES
-    )
-    ours = next(found for found in scores if found is not None)
-    manifest = export_run(tmp_path / "run", tmp_path / "exported")
-    assert (manifest.step, manifest.num_rows) == (3, NUM_ITEMS + 1)
-    theirs = plain(tmp_path / "exported", HISTORIES, tmp_path)
+@pytest.mark.parametrize(("family", "tied"), CASES)
+def test_transformers_alone_gives_the_same_scores_and_lists(scores, family, tied):
+    ours, theirs = scores[family, tied]
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
     assert torch.equal(theirs[:, -1].topk(10).indices, ours[:, -1].topk(10).indices)
 

@@ -324,4 +324,4 @@ def test_a_path_to_nothing_is_refused_with_the_families(tmp_path):
     with pytest.raises(UnknownNameError) as raised:
         build_recommender(str(tmp_path / "absent"), num_items=5)
     assert f"unknown model '{tmp_path / 'absent'}'" in str(raised.value)
-    assert "gpt2, llama, mistral" in str(raised.value)
+    assert "gpt2, gpt_neox, llama, mistral" in str(raised.value)

@@ -159,12 +159,15 @@ def _leave_world() -> None:
     import deepspeed.comm.comm
     import torch.distributed as dist
     from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
     from deepspeed.utils import groups
 
     for engine in [found for found in gc.get_objects() if isinstance(found, DeepSpeedEngine)]:
-        # Its last loss holds hooks that hold the engine, in autograd's own memory, where Python sees no cycle: each would keep its
-        # groups, whose threads look for messages a hundred times a second.
-        for name in ("loss", "total_loss", "fwd_outputs", "pipe_buffers"):
+        # Hooks of its last loss, and under ZeRO of its weights, hold the engine in autograd's own memory, where Python sees no
+        # cycle: each would keep its groups, whose threads look for messages a hundred times a second.
+        if isinstance(engine.__dict__.get("optimizer"), DeepSpeedZeroOptimizer):
+            engine.optimizer.destroy()
+        for name in ("loss", "total_loss", "fwd_outputs", "pipe_buffers", "optimizer"):
             engine.__dict__.pop(name, None)
     gc.collect()  # engines hold groups in cycles
     dist.destroy_process_group()

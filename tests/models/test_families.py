@@ -205,11 +205,12 @@ def test_padding_on_the_right_changes_nothing_before_it(case, family):
         torch.testing.assert_close(logits_of(rec, assemble(rec), padded)[:, :length], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    # Gemma 2 caps its attention scores, which sdpa cannot.
+    [(f, a) for f in FAMILIES for a in ("eager", "sdpa") if (f, a) != ("gemma2", "sdpa")],
+)
 def test_the_attention_that_is_asked_for_runs_and_gives_the_same(case, family, attention):
-    if family == "gemma2" and attention == "sdpa":
-        pytest.skip("Gemma 2 caps its attention scores, which sdpa cannot")
     theirs = case(family, True)
     config = AutoConfig.from_pretrained(theirs.folder, attn_implementation=attention)
     rec = build_recommender(config, num_items=7)

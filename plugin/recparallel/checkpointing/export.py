@@ -17,7 +17,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from recparallel.checkpointing.commit import POINTER, latest
 from recparallel.checkpointing.manifest import FILE, Manifest, read_manifest, verify_files
-from recparallel.checkpointing.tensors import read_tensors, stored_tensors
+from recparallel.checkpointing.names import WEIGHT
+from recparallel.checkpointing.tensors import TENSORS, read_tensors, stored_tensors
 from recparallel.errors import CheckpointError
 from recparallel.models.trunk import Trunk
 
@@ -49,12 +50,12 @@ def export_run(run: Path, folder: Path, *, dtype: torch.dtype = torch.float32) -
     names = _item_names(source, manifest)
     tokenizer = None if names is None else _tokenizer(names)
     verify_files(manifest, source)
-    stored = stored_tensors(source / "tensors")
-    weights = read_tensors([name for name in stored if name.startswith("weight/")], source / "tensors", stored=stored)
+    stored, prefix = stored_tensors(source / TENSORS), f"{WEIGHT}/"
+    weights = read_tensors([name for name in stored if name.startswith(prefix)], source / TENSORS, stored=stored)
     config = _config(manifest)
     trunk = Trunk.of(config)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {trunk.stored_name(name.removeprefix("weight/")): tensor.to(dtype) for name, tensor in weights.items()}
+    state = {trunk.stored_name(name.removeprefix(prefix)): tensor.to(dtype) for name, tensor in weights.items()}
     save_torch_state_dict(state, folder, max_shard_size=SHARD_SIZE)
     written = copy.deepcopy(config)
     written.dtype = dtype

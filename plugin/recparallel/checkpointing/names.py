@@ -7,6 +7,9 @@ from recparallel.models.layer import Layer
 from recparallel.models.layers import DecoderBlock, ItemEmbedding, NextItemHead, TrunkPart
 from recparallel.models.trunk import Trunk
 
+WEIGHT, STATE = "weight", "optimizer"
+"""First words of a tensor's name in a checkpoint: ``weight/NAME`` and ``optimizer/NAME/KEY``."""
+
 
 def global_name(layer: Layer, name: str, trunk: Trunk) -> str:
     """What the whole model calls a parameter.

@@ -15,6 +15,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from recparallel.errors import CheckpointError
 
+TENSORS = "tensors"
+"""The folder of a checkpoint that holds them."""
+
 
 class Stored(NamedTuple):
     """Shape and dtype of a tensor on disk."""

@@ -22,16 +22,17 @@ from torch import Tensor
 
 from recparallel.checkpointing.commit import POINTER, begin, commit, latest, write_synced
 from recparallel.checkpointing.manifest import FILE, Manifest, describe_files, list_files, read_manifest, verify_files
-from recparallel.checkpointing.tensors import read_tensors, stored_tensors, write_tensors
+from recparallel.checkpointing.names import STATE, WEIGHT
+from recparallel.checkpointing.tensors import TENSORS, read_tensors, stored_tensors, write_tensors
 from recparallel.engines.agreement import Ranks
-from recparallel.engines.engine_state import STATE, WEIGHT, check_storable, collect, parameters_by_name, restore
+from recparallel.engines.engine_state import check_storable, collect, parameters_by_name, restore
 from recparallel.errors import CheckpointError
 from recparallel.models.layers import ItemEmbedding
 from recparallel.plan import ParallelPlan
 
-TENSORS, TRAINING = "tensors", "training.pt"
+TRAINING = "training.pt"
 
-__all__ = ["POINTER", "Checkpointer", "check_resumable", "check_storable", "load_checkpoint", "save_checkpoint"]
+__all__ = ["POINTER", "Checkpointer", "check_resumable", "load_checkpoint", "save_checkpoint"]
 
 
 class Checkpointer:

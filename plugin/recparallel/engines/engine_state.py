@@ -18,12 +18,9 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from recparallel.checkpointing.names import global_name
+from recparallel.checkpointing.names import STATE, WEIGHT, global_name
 from recparallel.errors import CheckpointError
 from recparallel.models.trunk import Trunk
-
-WEIGHT, STATE = "weight", "optimizer"
-"""First words of a tensor's name in a checkpoint: ``weight/NAME`` and ``optimizer/NAME/KEY``."""
 
 
 def parameters_by_name(engine: Any) -> dict[str, nn.Parameter]:

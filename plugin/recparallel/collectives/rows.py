@@ -76,8 +76,9 @@ class RowSum:
 
 
 def nonzero_rows(table: Tensor) -> Tensor:
-    """Numbers of the rows of ``table`` (V, D) that hold anything but zeros, ascending, int64. NaN is not zero."""
-    if table.shape[1] * table.element_size() % 8 == 0 and table.data_ptr() % 8 == 0:
-        # Half the time. A row with a -0.0 is taken along, which changes no sum.
-        return torch.any(table.view(torch.int64), dim=1).nonzero().view(-1)
-    return (table != 0).any(dim=1).nonzero().view(-1)
+    """Numbers of the rows of ``table`` (V, D), contiguous, that hold anything but zeros, ascending, int64.
+
+    By the largest byte of each row, which reads a large table two to three times as fast as comparing its numbers. NaN is not
+    zero; a row with a -0.0 is taken along, which changes no sum.
+    """
+    return table.view(torch.uint8).amax(dim=1).nonzero().view(-1)

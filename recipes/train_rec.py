@@ -168,7 +168,8 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         stored = check_resumable(
             checkpoints,
             stages=section.stages,
-            replicas=world_size // section.stages,
+            tensor=section.tensor,
+            replicas=section.replicas(world_size),
             zero_stage=settings.zero_stage(raw_config),
             codec=section.compression.codec if section.compression else "none",
         ).plan
@@ -263,7 +264,7 @@ def batch_size(config: dict[str, Any], world_size: int) -> int:
     """Sequences of a global batch."""
     if "train_batch_size" in config:
         return int(config["train_batch_size"])
-    replicas = world_size // settings.parse_config(config).stages
+    replicas = settings.parse_config(config).replicas(world_size)
     return int(config["train_micro_batch_size_per_gpu"]) * int(config.get("gradient_accumulation_steps", 1)) * replicas
 
 
@@ -396,7 +397,7 @@ def describe(split: Split, engine: Any) -> None:
         plan = engine.recparallel.plan
         print(
             f"{counts['num_users']:,} users, {counts['num_items']:,} items, {counts['num_interactions']:,} interactions; "
-            f"pipeline {plan.pipeline} × data {plan.data}, {plan.num_micro_batches} micro-batches of {plan.micro_batch}, "
+            f"pipeline {plan.pipeline} × tensor {plan.tensor} × data {plan.data}, {plan.num_micro_batches} micro-batches of {plan.micro_batch}, "
             f"ZeRO-{plan.zero_stage}, {plan.dtype}, exchange: {plan.compression}",
             flush=True,
         )

@@ -13,12 +13,37 @@ from torch import Tensor, nn
 NUM_ITEMS, LENGTH, MICRO_BATCH, GLOBAL_MICRO_BATCHES = 40, 12, 2, 4
 LR = 5e-3
 
+SIZE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+FEW_KEYS = {**SIZE, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "pad_token_id": None}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **SIZE},
+    "llama, one key head": {"model_type": "llama", **FEW_KEYS, "num_key_value_heads": 1},
+    "mistral": {"model_type": "mistral", **FEW_KEYS, "sliding_window": 4},
+    "qwen2": {"model_type": "qwen2", **FEW_KEYS},
+    "qwen3": {"model_type": "qwen3", **FEW_KEYS},
+    "qwen3, one key head": {"model_type": "qwen3", **FEW_KEYS, "num_key_value_heads": 1},
+    "phi3": {"model_type": "phi3", **FEW_KEYS},
+    "gemma2": {"model_type": "gemma2", **FEW_KEYS, "sliding_window": 4},
+    "gpt_neox": {"model_type": "gpt_neox", **SIZE},
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "ffn_dim": 24,
+        "max_position_embeddings": LENGTH,
+        "pad_token_id": None,
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": LENGTH},
+}
+
 
 @dataclass(frozen=True)
 class Run:
     """One training: what differs between engine runs."""
 
     stages: int = 2
+    tensor: int = 1
     partition: str = "uniform"
     bounds: tuple[int, ...] | None = None
     tied: bool = True
@@ -38,10 +63,7 @@ class Run:
 def recommender(run: Run) -> Any:
     from recparallel import build_recommender
 
-    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-    if run.family == "gpt2":
-        size = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": LENGTH}
-    architecture = {"model_type": run.family, "vocab_size": 8, "bos_token_id": None, "eos_token_id": None, **size}
+    architecture = {**FAMILIES[run.family], "vocab_size": 8, "bos_token_id": None, "eos_token_id": None}
     options = {"sampled_softmax": {"num_negatives": 10}, "chunked_cross_entropy": {"chunk_mib": 1e-3}}.get(run.loss)
     return build_recommender(
         architecture, num_items=run.num_items, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
@@ -115,6 +137,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "recparallel": {
             "stages": run.stages,
+            "tensor": run.tensor,
             "schedule": run.schedule,
             "partition": {"method": run.partition, "repeats": 1, "warmup": 0},
         },
@@ -134,7 +157,7 @@ def make_engine(run: Run) -> Any:
 
     import recparallel
 
-    replicas = dist.get_world_size() // run.stages
+    replicas = dist.get_world_size() // (run.stages * run.tensor)
     sample = global_batches(1)[0][0]
     cut = run.bounds and recparallel.Partition(bounds=run.bounds, method="by hand")
     config = deepspeed_config(run, replicas)

@@ -93,7 +93,8 @@ class RecParallelConfig(_Section):
     """Everything under ``"recparallel"``.
 
     Attributes:
-        stages: pipeline stages; the remaining factor of the world size is the number of replicas.
+        stages: pipeline stages.
+        tensor: ranks that share every layer of a stage. What remains of the launch's processes are replicas.
         seed: of initial weights, dropout and negatives; results do not depend on how the work is cut.
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
             is DeepSpeed's own.
@@ -102,10 +103,15 @@ class RecParallelConfig(_Section):
     """
 
     stages: int = Field(default=1, ge=1, strict=True)
+    tensor: int = Field(default=1, ge=1, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
     schedule: PipelineScheduleName = DEFAULT_SCHEDULE
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
+
+    def replicas(self, world_size: int) -> int:
+        """That the processes of a launch make, each of ``stages × tensor`` ranks."""
+        return world_size // (self.stages * self.tensor)
 
 
 def read_deepspeed_config(config: str | Path | dict[str, Any]) -> dict[str, Any]:
@@ -171,17 +177,20 @@ def check_together(
     Raises:
         ConfigError: what was given, why it cannot run, and what would.
     """
-    if world_size % config.stages:
+    if world_size % (config.stages * config.tensor):
         divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
-        raise ConfigError(
-            f"{SECTION}.stages is {config.stages}, but the launch has {world_size} processes; stages must be one of {divisors}"
+        given = f"{SECTION}.stages is {config.stages}" + (
+            f" and {SECTION}.tensor {config.tensor}" if config.tensor > 1 else ""
         )
+        asked = "stages × tensor" if config.tensor > 1 else "stages"
+        raise ConfigError(f"{given}, but the launch has {world_size} processes; {asked} must be one of {divisors}")
     if num_layers is not None and config.stages > num_layers:
         raise ConfigError(
             f"{SECTION}.stages is {config.stages}, but the model has only {num_layers} layers; use at most {num_layers}"
         )
-    _check_batch_sizes(deepspeed_config, replicas=world_size // config.stages)
+    _check_batch_sizes(deepspeed_config, replicas=config.replicas(world_size))
     check_pipeline(deepspeed_config, config)
+    check_tensor(deepspeed_config, config)
     check_compression(deepspeed_config, config)
 
 
@@ -255,6 +264,25 @@ def check_pipeline(deepspeed_config: dict[str, Any], config: RecParallelConfig) 
         raise ConfigError(
             f"zero_optimization.stage is {stage} with {config.stages} pipeline stages: ZeRO-2 and ZeRO-3 cut the "
             "gradients that a pipeline accumulates over micro-batches, and DeepSpeed refuses the pair; use stage 0 or 1"
+        )
+
+
+def check_tensor(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse settings of DeepSpeed that divide layers or activations a second time.
+
+    Raises:
+        ConfigError: which setting, and what to use instead.
+    """
+    if config.tensor == 1:
+        return
+    where = f"{SECTION}.tensor is {config.tensor}"
+    given = (deepspeed_config.get("tensor_parallel") or {}).get("autotp_size", 1)
+    if given != 1:
+        raise ConfigError(f"{where} and tensor_parallel.autotp_size {given!r}: both cut the layers; use one of them")
+    pipeline = deepspeed_config.get("pipeline") or {}
+    if parted := [key for key in ("pipe_partitioned", "grad_partitioned") if pipeline.get(key)]:
+        raise ConfigError(
+            f"{where} with pipeline.{parted[0]}: true: boundary tensors travel whole between stages; remove it"
         )
 
 

@@ -41,7 +41,7 @@ FAMILIES = {
     "llama": "recparallel.models.trunk:Trunk",
     "mistral": "recparallel.models.trunk:Trunk",
     "opt": "recparallel.models.families.opt:OPTTrunk",
-    "phi3": "recparallel.models.trunk:Trunk",
+    "phi3": "recparallel.models.families.phi3:Phi3Trunk",
     "qwen2": "recparallel.models.trunk:Trunk",
     "qwen3": "recparallel.models.trunk:Trunk",
 }

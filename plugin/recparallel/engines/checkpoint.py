@@ -29,6 +29,7 @@ from recparallel.engines.engine_state import check_storable, collect, parameters
 from recparallel.errors import CheckpointError
 from recparallel.models.layers import ItemEmbedding
 from recparallel.plan import ParallelPlan
+from recparallel.tensor_parallel.split import shape_of_whole
 
 TRAINING = "training.pt"
 
@@ -167,7 +168,9 @@ def _write(snapshot: _Snapshot, folder: Path, ranks: Ranks) -> Path:
     return folder / snapshot.name
 
 
-def check_resumable(folder: Path, *, stages: int, replicas: int, zero_stage: int, codec: str) -> Manifest:
+def check_resumable(
+    folder: Path, *, stages: int, replicas: int, zero_stage: int, codec: str, tensor: int = 1
+) -> Manifest:
     """The manifest of the latest checkpoint, if a run with these degrees can go on from it; needs no process group.
 
     Args:
@@ -179,7 +182,7 @@ def check_resumable(folder: Path, *, stages: int, replicas: int, zero_stage: int
     source = latest(folder)
     manifest = read_manifest(source)
     active = codec if replicas > 1 else "none"
-    now = {"pipeline": stages, "data": replicas, "zero_stage": zero_stage, "compression": active}
+    now = {"pipeline": stages, "tensor": tensor, "data": replicas, "zero_stage": zero_stage, "compression": active}
     _check_hook(source, manifest.plan, now)
     return manifest
 
@@ -202,7 +205,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
     ranks.together(lambda: verify_files(manifest, source, share=ranks.number, shares=ranks.count))
     stored = ranks.together(lambda: stored_tensors(source / TENSORS))
     own = parameters_by_name(engine)
-    shapes = ranks.gather(lambda: {name: tuple(parameter.shape) for name, parameter in own.items()})
+    shapes = ranks.gather(lambda: {name: tuple(shape_of_whole(parameter)) for name, parameter in own.items()})
     weights = {name.partition("/")[2]: t.shape for name, t in stored.items() if name.startswith(f"{WEIGHT}/")}
     _check_model(source, weights, {name: shape for part in shapes for name, shape in part.items()})
 
@@ -283,7 +286,7 @@ def _check_hook(source: Path, stored: ParallelPlan, now: dict[str, Any]) -> None
 
 
 def _in_plain_values(plan: ParallelPlan) -> dict[str, Any]:
-    keys = ("pipeline", "data", "zero_stage", "dtype", "compression")
+    keys = ("pipeline", "tensor", "data", "zero_stage", "dtype", "compression")
     bounds, order = plan.partition.bounds, plan.partition.device_order
     return {key: getattr(plan, key) for key in keys} | {"cut": list(bounds), "order of devices": list(order)}
 

@@ -43,7 +43,9 @@ from recparallel.engines.tied_exchange import bind_tied_exchange
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
 from recparallel.models.recommender import Recommender
+from recparallel.models.shared import shared_among
 from recparallel.plan import ParallelPlan, Partition, Profile
+from recparallel.tensor_parallel import TensorRanks
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +138,7 @@ def initialize(
         return built
 
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
+    shared_among(model, TensorRanks(0, section.tensor))  # refuses what cannot be divided, before any group exists
     if training_data is not None and max_length is None:
         raise ConfigError("training_data was given without max_length (positions per sequence)")
     if max_length is not None and model.max_length is not None and max_length > model.max_length:
@@ -150,24 +153,33 @@ def initialize(
         model,
         num_stages=section.stages,
         partition=section.partition,
+        tensor=section.tensor,
         seed=section.seed,
         dtype=getattr(torch, precision(deepspeed_config)),
         sample=sample,
         num_micro_batches=_num_micro_batches(deepspeed_config, section),
         schedule=section.schedule,
-        optimizer_shares=_world_size() // section.stages if zero_stage(deepspeed_config) else 1,
+        optimizer_shares=section.replicas(_world_size()) if zero_stage(deepspeed_config) else 1,
         profile=profile,
         fixed=partition,
     )
     if "optimizer" not in kwargs:
         kwargs.setdefault("model_parameters", [p for p in pipeline.parameters() if p.requires_grad])
-    engine, optimizer, _, scheduler = deepspeed.initialize(model=pipeline, config=deepspeed_config, **kwargs)
+    engine, optimizer, _, scheduler = deepspeed.initialize(
+        model=pipeline, config=_with_whole_boundaries(deepspeed_config), **kwargs
+    )
     attach(engine, deepspeed_config)
     loader = None
     if training_data is not None and max_length is not None:
         loader = _loader(engine, training_data, max_length, seed=section.seed)
         engine.data_iterator = _endless(loader)  # on middle stages too: the loader's position is every rank's
     return engine, optimizer, loader, scheduler
+
+
+def _with_whole_boundaries(deepspeed_config: dict[str, Any]) -> dict[str, Any]:
+    """Every tensor rank hands its own copy on, and gathers nothing at the other end."""
+    whole = {"pipe_partitioned": False, "grad_partitioned": False}
+    return {**deepspeed_config, "pipeline": {**(deepspeed_config.get("pipeline") or {}), **whole}}
 
 
 def attach(
@@ -286,6 +298,7 @@ def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:
     )
     return ParallelPlan(
         pipeline=engine.grid.pipe_parallel_size,
+        tensor=engine.grid.model_parallel_size,
         data=engine.grid.data_parallel_size,
         partition=partition,
         micro_batch=engine.micro_batch_size,
@@ -319,9 +332,8 @@ def _micro_batch(deepspeed_config: dict[str, Any], section: RecParallelConfig) -
     micro = deepspeed_config.get("train_micro_batch_size_per_gpu")
     if micro:
         return int(micro)
-    replicas = _world_size() // section.stages
     return int(deepspeed_config["train_batch_size"]) // (
-        replicas * int(deepspeed_config.get("gradient_accumulation_steps") or 1)
+        section.replicas(_world_size()) * int(deepspeed_config.get("gradient_accumulation_steps") or 1)
     )
 
 
@@ -333,8 +345,7 @@ def _num_micro_batches(deepspeed_config: dict[str, Any], section: RecParallelCon
     total = deepspeed_config.get("train_batch_size")
     if not total:
         return 1
-    replicas = _world_size() // section.stages
-    return max(1, int(total) // (replicas * _micro_batch(deepspeed_config, section)))
+    return max(1, int(total) // (section.replicas(_world_size()) * _micro_batch(deepspeed_config, section)))
 
 
 def _world_size() -> int:

@@ -2,14 +2,23 @@
 
 from collections.abc import Sequence
 
-from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
+from deepspeed.runtime.pipe.topology import (
+    PipeDataParallelTopology,
+    PipeModelDataParallelTopology,
+    ProcessTopology,
+)
 
 
-def topology_in_order(*, stages: int, replicas: int, order: Sequence[int] = ()) -> PipeDataParallelTopology:
-    """Stage ``s`` of replica ``d`` runs on rank ``order[s] * replicas + d``; without an order, DeepSpeed's own topology."""
-    topology = PipeDataParallelTopology(num_pp=stages, num_dp=replicas)
+def topology_in_order(*, stages: int, replicas: int, tensor: int = 1, order: Sequence[int] = ()) -> ProcessTopology:
+    """Share ``m`` of stage ``s`` of replica ``d`` is on rank ``(order[s] * replicas + d) * tensor + m``; without an order,
+    DeepSpeed's own topology. Ranks that share layers are neighbours, which launchers put on one machine."""
+    if tensor == 1:
+        topology: ProcessTopology = PipeDataParallelTopology(num_pp=stages, num_dp=replicas)
+    else:
+        topology = PipeModelDataParallelTopology(num_pp=stages, num_mp=tensor, num_dp=replicas)
     if order:
         topology.mapping = {
-            coordinates: order[coordinates.pipe] * replicas + coordinates.data for coordinates in topology.mapping
+            at: (order[at.pipe] * replicas + at.data) * tensor + (at.model if tensor > 1 else 0)
+            for at in topology.mapping
         }
     return topology

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from recparallel.checkpointing.names import STATE, WEIGHT, global_name
 from recparallel.errors import CheckpointError
 from recparallel.models.trunk import Trunk
+from recparallel.tensor_parallel.split import part_of, split_of
 
 
 def parameters_by_name(engine: Any) -> dict[str, nn.Parameter]:
@@ -65,13 +66,20 @@ def collect(engine: Any) -> dict[str, Tensor]:
     """
     grid = engine.grid
     copies = _held_elsewhere(engine)
+    holders = grid.data_parallel_size * grid.model_parallel_size
+    own = grid.data_parallel_id * grid.model_parallel_size + grid.get_slice_parallel_rank()
     kept: dict[str, Tensor] = {}
     for index, (name, parameter, held) in enumerate(_held(engine)):
-        weight, states = held.weight(parameter), held.states(parameter)  # all replicas take part
-        if name in copies or index % grid.data_parallel_size != grid.data_parallel_id:
+        if name in copies:
             continue
-        kept[f"{WEIGHT}/{name}"] = _copied(weight)
-        kept |= {f"{STATE}/{name}/{key}": _copied(value) for key, value in states.items()}
+        split = split_of(parameter)
+        # All replicas and all tensor ranks take part.
+        found = {f"{WEIGHT}/{name}": held.weight(parameter)}
+        found |= {f"{STATE}/{name}/{key}": value for key, value in held.states(parameter).items()}
+        for key, value in found.items():
+            whole = split.assemble(value.detach()) if split is not None and value.dim() else value
+            if index % holders == own:
+                kept[key] = _copied(whole)
     return kept
 
 
@@ -89,10 +97,13 @@ def restore(engine: Any, tensors: dict[str, Tensor]) -> None:
             states.setdefault(owner, {})[key] = value
     everything = list(_held(engine))
     for name, parameter, held in everything:
-        held.prepare(parameter, states.get(name, {}))
+        own = states.get(name, {})
+        states[name] = {key: part_of(value, parameter) if value.dim() else value for key, value in own.items()}
+        held.prepare(parameter, states[name])
     with torch.no_grad():
         for name, parameter, held in everything:
-            held.set(parameter, tensors[f"{WEIGHT}/{name}"].to(parameter.device), states.get(name, {}))
+            weight = part_of(tensors[f"{WEIGHT}/{name}"], parameter)
+            held.set(parameter, weight.to(parameter.device), states[name])
 
 
 class _Plain:

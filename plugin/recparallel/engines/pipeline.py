@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
-from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
+from deepspeed.runtime.pipe.topology import ProcessTopology
 
 from recparallel import registry
 from recparallel.config import PartitionConfig
@@ -17,7 +17,9 @@ from recparallel.engines.seeding import base_seed, seed_layer
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
+from recparallel.models.shared import shared_among
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile
+from recparallel.tensor_parallel import TensorRanks
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 
@@ -30,6 +32,7 @@ class RecommenderPipeline(PipelineModule):
     results do not depend on where the cuts are, on which rank a stage runs, nor on how many replicas share a global batch.
 
     Args:
+        tensor: ranks that share every layer of a stage.
         dtype: of the weights that will be trained; layers are timed in it.
         sample: one micro-batch, for partitioners that measure; timed by all ranks.
         num_micro_batches: of a step, in each replica.
@@ -51,6 +54,7 @@ class RecommenderPipeline(PipelineModule):
         *,
         num_stages: int,
         partition: PartitionConfig,
+        tensor: int = 1,
         seed: int = 1234,
         dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
@@ -61,14 +65,19 @@ class RecommenderPipeline(PipelineModule):
         fixed: Partition | None = None,
         **pipeline_options: Any,
     ) -> None:
+        share = dist.get_rank() % tensor
+        ranks = TensorRanks(share, tensor)
+        timed = shared_among(recommender, TensorRanks(share, tensor, timing=True))
+        recommender = shared_among(recommender, ranks)
         self._layers = recommender.layers
+        self._ranks = ranks
         self.profile = profile
         self.schedule = schedule
         if fixed is None and partition.measured and num_stages == 1:
             fixed = Partition(bounds=(0, len(recommender.layers)), method=partition.method)  # nothing to cut or measure
         if fixed is None and partition.measured:
             self.profile = obtain_profile(
-                recommender,
+                timed,
                 partition,
                 given=profile,
                 sample=sample,
@@ -83,7 +92,7 @@ class RecommenderPipeline(PipelineModule):
         self.partition: Partition
         super().__init__(
             layers=[_spec(layer) for layer in recommender.layers],
-            topology=self._topology(num_stages),
+            topology=self._topology(num_stages, tensor),
             loss_fn=recommender.loss_fn,
             seed_layers=True,
             seed_fn=seed_layer,
@@ -92,6 +101,7 @@ class RecommenderPipeline(PipelineModule):
             **pipeline_options,
         )
         self.recommender = recommender
+        self.ranks = ranks
 
     def _solve(self, method: str, num_stages: int) -> Partition:
         """The registered method's cut, or its error on every rank, also where only one rank's profile has none."""
@@ -108,18 +118,20 @@ class RecommenderPipeline(PipelineModule):
             raise PartitionError(others[0])
         return answer
 
-    def _topology(self, num_stages: int) -> PipeDataParallelTopology:
+    def _topology(self, num_stages: int, tensor: int) -> ProcessTopology:
         """Where each stage runs. Ranks must agree on it before they make their groups by it."""
         partition = self._chosen
         order = () if partition is None else partition.device_order
         self._agree(None if partition is None else (partition.bounds, order))
         if partition is not None:
             self._check(partition, num_stages)
-        return topology_in_order(stages=num_stages, replicas=dist.get_world_size() // num_stages, order=order)
+        replicas = dist.get_world_size() // (num_stages * tensor)
+        return topology_in_order(stages=num_stages, replicas=replicas, tensor=tensor, order=order)
 
     def _partition_layers(self, method: str = "uniform") -> None:
         """Called by DeepSpeed while it builds. Its own methods go to it; ours, it would answer with
-        NotImplementedError."""
+        NotImplementedError. Layers are built after it, and groups made before."""
+        self._ranks.group = self._grid.get_slice_parallel_group()
         partition = self._chosen
         if partition is None:
             try:
@@ -137,6 +149,12 @@ class RecommenderPipeline(PipelineModule):
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
         if self.global_rank == 0:
             print_partition(partition, [layer.name for layer in self._layers], self.profile)
+
+    def _count_layer_params(self) -> list[int]:
+        """Called by DeepSpeed for its method ``parameters``. Shares may differ by a row, and the cut must not."""
+        counts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, [int(count) for count in super()._count_layer_params()])
+        return [max(of_layer) for of_layer in zip(*counts)]
 
     def _synchronize_tied_weights(self) -> None:
         """Every copy of a tied table begins with the weights of its first stage, whichever rank that runs on.

@@ -40,8 +40,17 @@ def rank_targets(
     rounds = math.ceil(math.ceil(len(rows) / replicas) / engine.micro_batch_size)
     ranks = torch.zeros(len(rows), dtype=torch.int64, device=engine.device)
     done, training = 0, engine.module.training
+    shared = engine.module.ranks
+    columns = engine.module.recommender.num_items + 1
+
+    def ranks_of(outputs: HeadOutput, labels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """Stands in for the loss: ranks (B,) int64 where a loss would be a scalar."""
+        last_B, target_B, seen_rows, seen_cols = labels
+        scores_BS = scores_at(outputs, last_B)
+        return ranks_of_targets(scores_BS, target_B, seen_rows, seen_cols, num_columns=columns, ranks=shared)
+
     bindings = Bindings()
-    bindings.bind(engine.module, "loss_fn", _ranks)
+    bindings.bind(engine.module, "loss_fn", ranks_of)
     bindings.bind(engine.monitor, "enabled", False)  # it would log the ranks as a loss
     try:
         for batch in progress(_exactly(rounds, own, max_length, engine.micro_batch_size)):
@@ -50,7 +59,7 @@ def rank_targets(
                 iter([(batch.inputs_BL, labels)]), reduce_output=None, bcast_loss=False, num_micro_batches=1
             )
             count = int(batch.valid_B.sum())
-            if engine.is_last_stage():
+            if engine.is_last_stage() and shared.rank == 0:
                 at = torch.arange(done, done + count, device=engine.device) * replicas + replica
                 ranks[at] = outputs[0][:count]
             done += count
@@ -59,12 +68,6 @@ def rank_targets(
         engine.module.train(training)
     dist.all_reduce(ranks)  # every user was ranked on one rank of the job; the others hold 0
     return ranks.cpu()
-
-
-def _ranks(outputs: HeadOutput, labels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """Stands in for the loss: ranks (B,) int64 where a loss would be a scalar."""
-    last_B, target_B, seen_rows, seen_cols = labels
-    return ranks_of_targets(scores_at(outputs, last_B), target_B, seen_rows, seen_cols)
 
 
 def _exactly(rounds: int, rows: datasets.Dataset, max_length: int, batch_size: int) -> list[EvaluationBatch]:

@@ -1,6 +1,6 @@
 """Ranks of targets in a full ranking, and the usual means over them.
 
-Shapes: ``B`` rows, ``V`` columns of the catalogue (``num_items + 1``, column 0 is the padding), ``S`` seen pairs.
+Shapes: ``B`` rows, ``V`` columns of the catalogue (``num_items + 1``, column 0 is the padding), ``P`` seen pairs.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from recparallel.errors import ConfigError, DataError
+from recparallel.tensor_parallel import ALONE, TensorRanks
+from recparallel.tensor_parallel.table import own_rows
 
 
-def ranks_of_targets(scores_BV: Tensor, target_B: Tensor, seen_rows: Tensor, seen_cols: Tensor) -> Tensor:
+def ranks_of_targets(
+    scores_BV: Tensor,
+    target_B: Tensor,
+    seen_rows: Tensor,
+    seen_cols: Tensor,
+    *,
+    num_columns: int | None = None,
+    ranks: TensorRanks = ALONE,
+) -> Tensor:
     """Rank every row's target among all items that the user has not seen.
 
     Column 0 and the seen items take no part, the target always does, even if it was seen before. A target ranks after
@@ -20,8 +30,10 @@ def ranks_of_targets(scores_BV: Tensor, target_B: Tensor, seen_rows: Tensor, see
     Args:
         scores_BV: scores, higher is better, any floating type; the other tensors are on its device.
         target_B: target items, int64; 0 marks a row without a user (the filling of a last batch).
-        seen_rows: row of each seen pair, int64, shape ``(S,)``.
-        seen_cols: item of each seen pair, int64, shape ``(S,)``.
+        seen_rows: row of each seen pair, int64, shape ``(P,)``.
+        seen_cols: item of each seen pair, int64, shape ``(P,)``.
+        num_columns: V, where ``ranks`` share the columns.
+        ranks: each of which has the scores of its share of the columns; all call, and all get the result.
 
     Returns:
         ``ranks_B``: int64, 1 is best; 0 in rows without a user, which the means below refuse: leave them out by
@@ -31,22 +43,26 @@ def ranks_of_targets(scores_BV: Tensor, target_B: Tensor, seen_rows: Tensor, see
         DataError: a score is NaN (outside column 0 and rows without a user), or a target is no column.
     """
     real_B = target_B != 0
-    num_columns = scores_BV.shape[1]
-    outside_B = (target_B < 0) | (target_B >= num_columns)
+    columns = scores_BV.shape[1] if num_columns is None else num_columns
+    outside_B = (target_B < 0) | (target_B >= columns)
     if bool(outside_B.any()):
-        raise DataError(f"targets must be items from 1 to {num_columns - 1}, got {target_B[outside_B].tolist()}")
+        raise DataError(f"targets must be items from 1 to {columns - 1}, got {target_B[outside_B].tolist()}")
+    first, _ = ranks.share(columns)
+    padding = slice(0, 1 if first == 0 else 0)
     nan_BV = scores_BV.isnan() & real_B[:, None]
-    nan_BV[:, 0] = False
-    if bool(nan_BV.any()):
-        row, column = nan_BV.nonzero()[0].tolist()
-        raise DataError(
-            f"{int(nan_BV.sum())} scores are NaN, the first one in row {row} for item {column}: nothing to rank"
-        )
-    ahead_BV = scores_BV >= scores_BV.gather(1, target_B[:, None])
-    ahead_BV[:, 0] = False
-    ahead_BV[seen_rows, seen_cols] = False
-    ahead_BV.scatter_(1, target_B[:, None], False)
-    return (1 + ahead_BV.sum(dim=1)) * real_B
+    nan_BV[:, padding] = False
+    found = ranks.all_reduce(nan_BV.sum())
+    if bool(found):
+        where = [f"the first one in row {row} for item {first + column}" for row, column in nan_BV.nonzero()[:1].tolist()]
+        raise DataError(f"{int(found)} scores are NaN, {(where or ['all on other ranks'])[0]}: nothing to rank")
+    target_col_B, own_B = own_rows(target_B, columns, ranks)
+    seen_col, own_seen = own_rows(seen_cols, columns, ranks)
+    score_B = ranks.all_reduce(scores_BV.gather(1, target_col_B[:, None]).squeeze(1).masked_fill(~own_B, 0.0))
+    ahead_BV = scores_BV >= score_B[:, None]
+    ahead_BV[:, padding] = False
+    ahead_BV[seen_rows[own_seen], seen_col[own_seen]] = False
+    ahead_BV[own_B.nonzero().squeeze(1), target_col_B[own_B]] = False
+    return (1 + ranks.all_reduce(ahead_BV.sum(dim=1))) * real_B
 
 
 def hit_rate(ranks: Tensor, k: int) -> float:

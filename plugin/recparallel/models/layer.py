@@ -1,6 +1,6 @@
 """How a pipeline layer is described before it is built, and what the last one gives.
 
-Shapes: B sequences, L positions, D hidden width, V rows of the item table.
+Shapes: B sequences, L positions, D hidden width, S rows of the item table that this rank has: all V, where ranks share nothing.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recparallel.plan import LayerKind
 
 HeadOutput = tuple[Tensor, Tensor]
-"""Hidden states (B, L, D) and the table (V, D) to score them against. Scores are made by the loss or the ranking, for
+"""Hidden states (B, L, D) and the table (S, D) to score them against. Scores are made by the loss or the ranking, for
 the positions that they need, instead of for every position here."""
 
 

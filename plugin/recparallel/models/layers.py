@@ -1,9 +1,11 @@
 """The pipeline layers of a recommender.
 
-Shapes: B sequences, L positions, D hidden width, V rows of the item table.
+Shapes: B sequences, L positions, D hidden width, V rows of the item table, S of them on this rank.
 
 Histories are padded on the right and attention is causal, so a real position never attends to padding: no mask travels
 with the activations, and one tensor crosses each stage boundary.
+
+A layer that is given ``ranks`` is the share of one of them. What goes into it and comes out is the same on all.
 """
 
 from collections.abc import Callable
@@ -16,6 +18,9 @@ from transformers.masking_utils import create_masks_for_generate
 
 from recparallel.models.layer import HeadOutput
 from recparallel.models.trunk import Trunk
+from recparallel.tensor_parallel import ALONE, TensorRanks
+from recparallel.tensor_parallel.block import share_block
+from recparallel.tensor_parallel.table import hold_rows, look_up
 
 
 class ItemEmbedding(nn.Embedding):
@@ -25,20 +30,30 @@ class ItemEmbedding(nn.Embedding):
         dropout: share of the vectors' entries that is zeroed while training.
         std: standard deviation of the initial weights.
         scale: by which the vectors are multiplied.
+        ranks: that share the rows.
     """
 
     def __init__(
-        self, *, num_items: int, dim: int, std: float = 0.02, dropout: float = 0.0, scale: float = 1.0
+        self,
+        *,
+        num_items: int,
+        dim: int,
+        std: float = 0.02,
+        dropout: float = 0.0,
+        scale: float = 1.0,
+        ranks: TensorRanks = ALONE,
     ) -> None:
-        self.std, self.scale = std, scale
+        self.std, self.scale, self.ranks, self.num_rows = std, scale, ranks, num_items + 1
         super().__init__(num_items + 1, dim)
         self.dropout = nn.Dropout(dropout)
+        if not ranks.alone:
+            hold_rows(self, ranks)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        vectors_BLD = super().forward(ids_BL)
+        vectors_BLD = look_up(super().forward, ids_BL, self.num_rows, self.ranks)
         if self.scale != 1.0:
             vectors_BLD = vectors_BLD * vectors_BLD.new_tensor(self.scale)
         return self.dropout(vectors_BLD)
@@ -63,12 +78,17 @@ class TrunkPart(nn.Module):
 class TokenEmbedding(TrunkPart):
     """The language model's own token table: ids (B, L) int64 to (B, L, D)."""
 
-    def __init__(self, *, config: PretrainedConfig, path: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, config: PretrainedConfig, path: str, dropout: float = 0.0, ranks: TensorRanks = ALONE
+    ) -> None:
         super().__init__(config=config, path=path)
         self.dropout = nn.Dropout(dropout)
+        self.ranks, self.num_rows = ranks, len(self.weight)
+        if not ranks.alone:
+            hold_rows(self.part, ranks)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        return self.dropout(super().forward(ids_BL))
+        return self.dropout(look_up(self.part, ids_BL, self.num_rows, self.ranks))
 
 
 class FinalNorm(TrunkPart):
@@ -79,13 +99,15 @@ class DecoderBlock(nn.Module):
     """One decoder block of the Hugging Face model, (B, L, D) to (B, L, D), with its own rotary table where the family
     has one."""
 
-    def __init__(self, *, config: PretrainedConfig, index: int) -> None:
+    def __init__(self, *, config: PretrainedConfig, index: int, ranks: TensorRanks = ALONE) -> None:
         super().__init__()
         trunk = Trunk.of(config)
         self.config = trunk.skeleton.config  # it knows the kind of attention that was chosen, and so the mask
         self.block = trunk.materialize(f"{trunk.blocks}.{index}")
         self.rotary = trunk.materialize(trunk.rotary) if trunk.rotary else None
         self.attention = trunk.attention_type(index)
+        if not ranks.alone:
+            share_block(self.block, trunk.block_plan(), self.config, ranks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DecoderBlock":
         """A cast to bf16 must not reach the rotary frequencies: positions would round. Only their device changes."""
@@ -109,9 +131,11 @@ class DecoderBlock(nn.Module):
 class NextItemHead(nn.Module):
     """An item table of its own to score against: (B, L, D) to :data:`HeadOutput`."""
 
-    def __init__(self, *, num_items: int, dim: int, std: float = 0.02) -> None:
+    def __init__(self, *, num_items: int, dim: int, std: float = 0.02, ranks: TensorRanks = ALONE) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_items + 1, dim).normal_(std=std))
+        if not ranks.alone:
+            hold_rows(self, ranks)
 
     def forward(self, hidden_BLD: Tensor) -> HeadOutput:
         return hidden_BLD, self.weight
@@ -119,6 +143,11 @@ class NextItemHead(nn.Module):
 
 class TokenHead(TrunkPart):
     """The language model's own output matrix: (B, L, D) to :data:`HeadOutput`."""
+
+    def __init__(self, *, config: PretrainedConfig, path: str, ranks: TensorRanks = ALONE) -> None:
+        super().__init__(config=config, path=path)
+        if not ranks.alone:
+            hold_rows(self.part, ranks)
 
     def forward(self, hidden_BLD: Tensor) -> HeadOutput:  # type: ignore[override]
         return hidden_BLD, self.weight
@@ -130,7 +159,7 @@ def score_with_table(module: nn.Module, hidden_BLD: Tensor) -> HeadOutput:
 
 
 def scores_at(outputs: HeadOutput, positions_B: Tensor) -> Tensor:
-    """Scores (B, V) of every row of the table at one position (B,) int64 of each sequence."""
-    hidden_BLD, table_VD = outputs
+    """Scores (B, S) of every row of the table at one position (B,) int64 of each sequence."""
+    hidden_BLD, table_SD = outputs
     rows = torch.arange(len(positions_B), device=hidden_BLD.device)
-    return hidden_BLD[rows, positions_B.to(hidden_BLD.device)] @ table_VD.T
+    return hidden_BLD[rows, positions_B.to(hidden_BLD.device)] @ table_SD.T

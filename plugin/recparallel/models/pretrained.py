@@ -19,6 +19,7 @@ from recparallel.errors import CheckpointError
 from recparallel.models.layer import Layer
 from recparallel.models.layers import DecoderBlock, TokenEmbedding, TokenHead, TrunkPart
 from recparallel.models.trunk import Trunk
+from recparallel.tensor_parallel.split import part_of, shape_of_whole
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class _LoadsWeights(nn.Module):
         part = self.part if isinstance(self, TrunkPart) else self.block
         with torch.no_grad():
             for name, tensor in part.named_parameters():  # type: ignore[union-attr]
-                tensor.copy_(_read(folder, trunk.stored_name(f"{prefix}.{name}"), tensor.shape))
+                whole = _read(folder, trunk.stored_name(f"{prefix}.{name}"), shape_of_whole(tensor))
+                tensor.copy_(part_of(whole, tensor))
 
 
 def _read(folder: Path, name: str, shape: torch.Size) -> Tensor:

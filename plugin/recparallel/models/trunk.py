@@ -17,6 +17,7 @@ from transformers.initialization import guard_torch_init_functions
 from recparallel import registry
 from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
+from recparallel.tensor_parallel.block import BlockPlan, check_divisible
 
 
 class Trunk:
@@ -61,6 +62,19 @@ class Trunk:
     def before_blocks(self) -> list[Layer]:
         """Layers between the embedding and the first block. Override for a family with, say, a table of positions."""
         return []
+
+    def block_plan(self) -> BlockPlan:
+        """How tensor ranks divide a block. Override for a family without ``base_model_tp_plan``, or with other cuts."""
+        return BlockPlan.of(self.config.base_model_tp_plan, owner=type(self.config).__name__)
+
+    def check_tensor_ranks(self, size: int) -> None:
+        """Refuse a number of tensor ranks among which the blocks cannot be divided.
+
+        Raises:
+            ConfigError: what cannot be divided.
+        """
+        block = self.skeleton.get_submodule(f"{self.blocks}.0")
+        check_divisible(block, self.block_plan(), self.config, size)
 
     @property
     def num_blocks(self) -> int:

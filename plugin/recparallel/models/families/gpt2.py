@@ -8,6 +8,7 @@ from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
 from recparallel.models.layers import TrunkPart
 from recparallel.models.trunk import Trunk
+from recparallel.tensor_parallel.block import BlockPlan
 
 
 class PositionEmbedding(TrunkPart):
@@ -30,6 +31,10 @@ class GPT2Trunk(Trunk):
 
     def locate(self) -> tuple[str, str, str, str]:
         return "transformer.wte", "transformer.h", "transformer.ln_f", ""
+
+    def block_plan(self) -> BlockPlan:
+        columns = {"attn.c_attn": ("even",) * 3, "mlp.c_fc": ("even",)}  # queries, keys and values lie in one matrix
+        return BlockPlan(columns, ("attn.c_proj", "mlp.c_proj"), attention="attn")
 
     @property
     def max_length(self) -> int | None:

@@ -8,6 +8,7 @@ from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
 from recparallel.models.layers import TrunkPart
 from recparallel.models.trunk import Trunk
+from recparallel.tensor_parallel.block import BlockPlan
 
 
 class OffsetPositions(TrunkPart):
@@ -49,6 +50,10 @@ class OPTTrunk(Trunk):
     def locate(self) -> tuple[str, str, str, str]:
         decoder = "model.decoder"
         return f"{decoder}.embed_tokens", f"{decoder}.layers", f"{decoder}.final_layer_norm", ""
+
+    def block_plan(self) -> BlockPlan:
+        columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "fc1")
+        return BlockPlan({path: ("even",) for path in columns}, ("self_attn.out_proj", "fc2"))
 
     @property
     def max_length(self) -> int | None:

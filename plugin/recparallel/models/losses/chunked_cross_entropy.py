@@ -8,6 +8,9 @@ from torch.autograd.function import once_differentiable
 
 from recparallel.errors import ConfigError
 from recparallel.models.losses.base import TargetLoss
+from recparallel.tensor_parallel import TensorRanks
+from recparallel.tensor_parallel.exchange import logsumexp_of_all
+from recparallel.tensor_parallel.table import own_rows, scores_of_targets, scores_to_gradient
 
 _MIB = 2**20
 
@@ -35,18 +38,21 @@ class ChunkedCrossEntropy(TargetLoss):
         >>> loss = ChunkedCrossEntropy(num_items=200_000, chunk_mib=128)
     """
 
+    knows_shares = True
+
     def __init__(self, *, num_items: int, chunk_mib: float = 64.0) -> None:
         if not chunk_mib > 0:
             raise ConfigError(f"chunk_mib must be above 0, got {chunk_mib}")
         self.num_items = num_items
         self.chunk_mib = chunk_mib
 
-    def total(self, hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def total(self, hidden_ND: Tensor, table_SD: Tensor, targets_N: Tensor) -> Tensor:
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
-        row_bytes = len(table_VD) * torch.finfo(exact).bits // 8
-        chunk = max(1, int(self.chunk_mib * _MIB) // row_bytes)
+        most_rows = -(-(self.num_items + 1) // self.ranks.size)  # of any rank: all make the same chunks
+        chunk = max(1, int(self.chunk_mib * _MIB) // (most_rows * torch.finfo(exact).bits // 8))
+        local_N, own_N = own_rows(targets_N, self.num_items + 1, self.ranks)
         train = torch.is_grad_enabled()
-        total: Tensor = _ChunkedSum.apply(hidden_ND, table_VD, targets_N, chunk, exact, train)
+        total: Tensor = _ChunkedSum.apply(hidden_ND, table_SD, local_N, own_N, self.ranks, chunk, exact, train)
         return total
 
 
@@ -57,8 +63,10 @@ class _ChunkedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        table_VD: Tensor,
-        targets_N: Tensor,
+        table_SD: Tensor,
+        local_N: Tensor,
+        own_N: Tensor,
+        ranks: TensorRanks,
         chunk: int,
         exact: torch.dtype,
         train: bool,
@@ -68,25 +76,21 @@ class _ChunkedSum(torch.autograd.Function):
         # What fp16 cannot hold before the loss is scaled is kept in fp32.
         kept = exact if hidden_ND.dtype == torch.float16 else hidden_ND.dtype
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=kept) if of_hidden and train else None
-        grad_table_VD = torch.zeros_like(table_VD, dtype=exact) if of_table and train else None
-        for start in range(0, len(targets_N), chunk):
+        grad_table_SD = torch.zeros_like(table_SD, dtype=exact) if of_table and train else None
+        for start in range(0, len(local_N), chunk):
             part = slice(start, start + chunk)
-            scores_CV = (hidden_ND[part] @ table_VD.T).to(exact)
-            normalizer_C1 = scores_CV.logsumexp(1, keepdim=True)
-            index_C1 = targets_N[part, None]
-            total += (normalizer_C1 - scores_CV.gather(1, index_C1)).sum()
-            if grad_hidden_ND is None and grad_table_VD is None:
+            scores_CS = (hidden_ND[part] @ table_SD.T).to(exact)
+            normalizer_C = logsumexp_of_all(scores_CS.logsumexp(1), ranks)
+            total += (normalizer_C - scores_of_targets(scores_CS, local_N[part], own_N[part], ranks)).sum()
+            if grad_hidden_ND is None and grad_table_SD is None:
                 continue
-            # From here on the scores' memory holds their gradient.
-            grad_CV = scores_CV.sub_(normalizer_C1).exp_()
-            grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=exact))
-            grad_CV = grad_CV.to(kept)
+            grad_CS = scores_to_gradient(scores_CS, normalizer_C, local_N[part], own_N[part]).to(kept)
             if grad_hidden_ND is not None:
-                grad_hidden_ND[part] = grad_CV @ table_VD.to(kept)
-            if grad_table_VD is not None:
-                _add_product(grad_table_VD, grad_CV.T, hidden_ND[part].to(kept))
-        ctx.save_for_backward(grad_hidden_ND, grad_table_VD)
-        ctx.dtypes = hidden_ND.dtype, table_VD.dtype
+                grad_hidden_ND[part] = grad_CS @ table_SD.to(kept)
+            if grad_table_SD is not None:
+                _add_product(grad_table_SD, grad_CS.T, hidden_ND[part].to(kept))
+        ctx.save_for_backward(grad_hidden_ND, grad_table_SD)
+        ctx.dtypes = hidden_ND.dtype, table_SD.dtype
         return total
 
     @staticmethod
@@ -95,7 +99,7 @@ class _ChunkedSum(torch.autograd.Function):
         scaled = (
             None if made is None else (made * grad).to(dtype) for made, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         )
-        return *scaled, *(None,) * 4
+        return *scaled, *(None,) * 6
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -5,6 +5,11 @@ from torch import Tensor
 
 from recparallel.errors import ConfigError
 from recparallel.models.losses.base import TargetLoss
+from recparallel.tensor_parallel.exchange import logsumexp_over_ranks, sum_over_ranks
+from recparallel.tensor_parallel.table import own_rows
+
+_NOTHING = -1e30
+"""Stands in for minus infinity, whose difference with itself is no number; ``exp`` of it is 0."""
 
 
 class SampledSoftmax(TargetLoss):
@@ -26,11 +31,14 @@ class SampledSoftmax(TargetLoss):
         item_counts: interactions per row, shape (num_items + 1,), or None for uniform.
         power: flattens the popularity distribution.
 
-    The negatives come from torch's global RNG, which the engine seeds for every micro-batch: each run draws the same.
+    The negatives come from torch's global RNG, which the engine seeds for every micro-batch: each run draws the same. Ranks
+    that share the table draw the same too, and each scores those that it has.
 
     Example:
         >>> loss = SampledSoftmax(num_items=1000, num_negatives=64)
     """
+
+    knows_shares = True
 
     def __init__(
         self, *, num_items: int, num_negatives: int = 512, item_counts: Tensor | None = None, power: float = 0.75
@@ -51,12 +59,19 @@ class SampledSoftmax(TargetLoss):
         points = torch.rand(self.num_negatives, dtype=torch.float64) * self._cumulative[-1]
         return torch.searchsorted(self._cumulative, points, right=True).clamp_max(self.num_items)
 
-    def total(self, hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor) -> Tensor:
-        device = hidden_ND.device
+    def total(self, hidden_ND: Tensor, table_SD: Tensor, targets_N: Tensor) -> Tensor:
+        device, rows = hidden_ND.device, self.num_items + 1
         negatives_K = self.sample().to(device)
         log_q = (self.num_negatives * self.q).log().to(device)
-        positive_N = (hidden_ND * table_VD[targets_N]).sum(-1).float()
-        negative_NK = (hidden_ND @ table_VD[negatives_K].T).float() - log_q[negatives_K]
+        local_K, own_K = own_rows(negatives_K, rows, self.ranks)
+        local_N, own_N = own_rows(targets_N, rows, self.ranks)
+        if not self.ranks.alone:
+            negatives_K, local_K = negatives_K[own_K], local_K[own_K]
+        exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+        positive_N = (hidden_ND * table_SD[local_N]).sum(-1).to(exact)
+        negative_NK = (hidden_ND @ table_SD[local_K].T).to(exact) - log_q[negatives_K]
         negative_NK = negative_NK.masked_fill(targets_N[:, None] == negatives_K, float("-inf"))
-        scores_NS = torch.cat([positive_N[:, None], negative_NK], dim=1)
-        return (scores_NS.logsumexp(1) - positive_N).sum()
+        # A rank without the target, and perhaps without any negative, has nothing to add.
+        scores_NS = torch.cat([positive_N.masked_fill(~own_N, _NOTHING)[:, None], negative_NK], dim=1)
+        positive_N = sum_over_ranks(positive_N.masked_fill(~own_N, 0.0), self.ranks)
+        return (logsumexp_over_ranks(scores_NS.logsumexp(1), self.ranks) - positive_N).sum()

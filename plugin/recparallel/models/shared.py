@@ -1,0 +1,35 @@
+"""A recommender as one of several ranks builds it that share every layer."""
+
+import dataclasses
+
+from recparallel.errors import ConfigError
+from recparallel.models.layers import DecoderBlock, ItemEmbedding, NextItemHead, TokenEmbedding, TokenHead
+from recparallel.models.recommender import Recommender
+from recparallel.models.trunk import Trunk
+from recparallel.tensor_parallel import TensorRanks
+
+_SHARED = (DecoderBlock, ItemEmbedding, NextItemHead, TokenEmbedding, TokenHead)
+"""Layers that ranks divide; each of them has all of the others."""
+
+
+def shared_among(recommender: Recommender, ranks: TensorRanks) -> Recommender:
+    """The same recommender, whose layers and loss are the share of one of ``ranks``.
+
+    Raises:
+        ConfigError: its blocks, its catalogue or its loss cannot be divided among so many.
+    """
+    if ranks.alone:
+        return recommender
+    Trunk.of(recommender.config).check_tensor_ranks(ranks.size)
+    if recommender.num_items + 1 < ranks.size:
+        raise ConfigError(
+            f"{recommender.num_items} items and the padding cannot be divided among {ranks.size} tensor ranks; use at most "
+            f"{recommender.num_items + 1}"
+        )
+    layers = tuple(
+        dataclasses.replace(layer, kwargs={**layer.kwargs, "ranks": ranks})
+        if issubclass(layer.module_class, _SHARED)
+        else layer
+        for layer in recommender.layers
+    )
+    return dataclasses.replace(recommender, layers=layers, loss_fn=recommender.loss_fn.for_ranks(ranks))

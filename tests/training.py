@@ -4,7 +4,8 @@ The reference is plain torch, without DeepSpeed and without a cut: all micro-bat
 other, the mean over all targets, ``clip_grad_norm_``, ``AdamW``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class Run:
     tied: bool = True
     zero: int = 0
     clip: float = 0.5
+    eps: float = 1e-8
     steps: int = 20
     dropout: float = 0.0
     family: str = "llama"
@@ -92,8 +94,37 @@ def global_batches(steps: int) -> list[list[tuple[Tensor, Tensor]]]:
 
 def reference(run: Run) -> list[float]:
     """Losses of plain torch in this process."""
-    from recparallel.engines.seeding import base_seed, seed_layer
+    return list(_reference(*_decides(run))[0])
 
+
+def reference_weights(run: Run) -> dict[str, Tensor]:
+    """Weights after the last step, by their global names."""
+    return _reference(*_decides(run))[1]
+
+
+def _decides(run: Run) -> tuple[Any, ...]:
+    """What the plan does not change."""
+    return run.family, run.tied, run.dropout, run.loss, run.num_items, run.steps, run.clip, run.eps
+
+
+@cache
+def _reference(*decides: Any) -> tuple[tuple[float, ...], dict[str, Tensor]]:
+    from recparallel.checkpointing.names import global_name
+    from recparallel.engines.seeding import base_seed, seed_layer
+    from recparallel.models.trunk import Trunk
+
+    family, tied, dropout, loss_name, num_items, steps, clip, eps = decides
+    run = replace(
+        Run(),
+        family=family,
+        tied=tied,
+        dropout=dropout,
+        loss=loss_name,
+        num_items=num_items,
+        steps=steps,
+        clip=clip,
+        eps=eps,
+    )
     rec = recommender(run)
     modules: list[nn.Module] = []
     shared: dict[str, nn.Module] = {}
@@ -104,7 +135,7 @@ def reference(run: Run) -> list[float]:
             shared[layer.tie] = module
         modules.append(module)
     model = nn.ModuleList(modules)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, eps=run.eps)
     losses = []
     for step, micro_batches in enumerate(global_batches(run.steps)):
         targets = sum(int((labels != -100).sum()) for _, labels in micro_batches)
@@ -123,7 +154,13 @@ def reference(run: Run) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
-    return losses
+    trunk = Trunk.of(rec.config)
+    weights = {
+        global_name(layer, name, trunk): parameter.detach()
+        for layer, module in zip(rec.layers, modules)
+        for name, parameter in module.named_parameters()
+    }
+    return tuple(losses), weights
 
 
 def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
@@ -132,7 +169,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "gradient_accumulation_steps": GLOBAL_MICRO_BATCHES // replicas,
         "gradient_clipping": run.clip,
         "steps_per_print": 10**9,
-        "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": 0.01, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": 0.01, "eps": run.eps, "torch_adam": True}},
         "zero_optimization": {"stage": run.zero},
         "zero_allow_untested_optimizer": True,
         "recparallel": {

@@ -51,6 +51,13 @@ PLANS = {
 }
 
 
+SHARED = {
+    "TP 2": world(2, stages=1, tensor=2),
+    "TP 2, ZeRO-1": world(4, stages=1, tensor=2, zero=1),
+    "TP 2 x PP 2": world(4, stages=2, tensor=2),
+}
+"""Attention drops by rank where ranks share it: these go on as one process does without dropout alone."""
+
 FEW = ["1", "PP 2 x DP 2, ZeRO-1"]
 GOES_ON = {
     "PP 2 x DP 2": list(PLANS),
@@ -70,14 +77,27 @@ def test_untied_ends_go_on_too(pools, tmp_path):
     _goes_on(pools, tmp_path, "PP 2 x DP 2", ["1"], tied=False)
 
 
-def _goes_on(pools, folder, plan, others, *, tied):
-    expected = reference(Run(steps=ALL, dropout=0.2, tied=tied))
-    options = {"dropout": 0.2, "tied": tied}
-    processes, run = PLANS[plan]
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("plan", "others"),
+    [
+        ("PP 2 x DP 2", ["TP 2", "TP 2, ZeRO-1", "TP 2 x PP 2"]),
+        ("TP 2 x PP 2", ["1", "PP 4", "TP 2"]),
+        ("TP 2, ZeRO-1", ["PP 2 x DP 2, ZeRO-1"]),
+    ],
+)
+def test_tensor_ranks_go_on_from_any_plan_and_any_plan_from_them(pools, tmp_path, plan, others, tied):
+    _goes_on(pools, tmp_path, plan, others, tied=tied, dropout=0.0, family="llama, one key head")
+
+
+def _goes_on(pools, folder, plan, others, *, tied, dropout=0.2, family="llama"):
+    options = {"dropout": dropout, "tied": tied, "family": family}
+    expected = reference(Run(steps=ALL, **options))
+    processes, run = {**PLANS, **SHARED}[plan]
     for losses in pools[processes].run(saved, run=Run(**{**vars(run), **options}), folder=str(folder)):
         assert losses == pytest.approx(expected, rel=1e-5)
     for other in others:
-        processes, run = PLANS[other]
+        processes, run = {**PLANS, **SHARED}[other]
         for losses in pools[processes].run(resumed, run=Run(**{**vars(run), **options}), folder=str(folder)):
             assert losses == pytest.approx(expected[HALF:], rel=1e-5), other
 

@@ -94,11 +94,21 @@ def test_a_stage_of_nothing_but_a_tied_copy_trains_in_bf16(pools, zero, dtype):
     """DeepSpeed alone finds no gradient for the norm there, and fails."""
     cut = (0, 2, 3, 5, 6)
     run = Run(stages=4, bounds=cut, zero=zero, dtype=dtype, steps=6, loss="sampled_softmax", num_items=600)
-    whole = pools[2].run(train_on_engine, run=Run(**{**vars(run), "stages": 2, "bounds": None}))[0]
     for rank, (losses, seen, equal) in enumerate(pools[4].run(tied_training, run=run)):
-        assert losses == pytest.approx(whole, rel=1e-2)
+        assert losses == pytest.approx(reference(run), rel=2e-3)
         assert equal
         assert [event.way for event in seen] == (["rows"] * run.steps if rank in (0, 3) else [])
+
+
+@pytest.mark.parametrize(("zero", "dtype"), [(0, "bf16"), (1, "bf16"), (1, "bf16_fp32_accumulation")])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_bf16_is_near_fp32(pools, stages, tied, zero, dtype):
+    """A head whose gradient is lost learns too slowly, which changes losses by ten times as much: DeepSpeed clears bf16 gradients
+    that arrive before those of the hidden states."""
+    run = Run(stages=stages, tied=tied, zero=zero, dtype=dtype, steps=10)
+    for losses in pools[stages].run(train_on_engine, run=run):
+        assert losses == pytest.approx(reference(run), rel=2e-3)
 
 
 def norms(run):

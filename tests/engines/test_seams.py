@@ -28,6 +28,7 @@ OWN_ATTRIBUTES = {
     # RecommenderPipeline, beside what it overrides
     "_layers",
     "_chosen",
+    "_ranks",
     "_solve",
     "_topology",
     "_agree",
@@ -53,7 +54,6 @@ OWN_ATTRIBUTES = {
     # Ranks, Checkpointer
     "_compare",
     "_folder",
-    "_ranks",
     "_thread",
     "_writing",
     # _Plain, _Flat
@@ -73,6 +73,7 @@ STANDARD = {"_exit"}
 """``os._exit``."""
 
 DATA = {
+    "_grid": "deepspeed.runtime.pipe.module:PipelineModule",
     "_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_hp_optimizer_states_linked": "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer",
     "_hp_grad": "deepspeed.runtime.bf16_optimizer:BF16_Optimizer",

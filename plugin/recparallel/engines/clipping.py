@@ -17,8 +17,8 @@ def clip_gradients(engine: Any) -> None:
     """Scale all gradients so that their joint 2-norm is at most ``engine.gradient_clipping()``.
 
     Sums the squares of the own stage's gradients in fp32, leaving out tied copies (``ds_pipe_replicated``) and what another
-    tensor rank counts, adds them over the ranks that together hold one replica, and scales as ``torch.nn.utils.clip_grad_norm_`` does. Sets
-    ``engine._global_grad_norm``.
+    tensor rank counts, adds them over the ranks that together hold one replica, and scales as
+    ``torch.nn.utils.clip_grad_norm_`` does. Sets ``engine._global_grad_norm``.
     """
     gradients = [(p, p.grad) for p in engine.module.parameters() if p.grad is not None]
     own = [g.norm(dtype=torch.float32).square() for p, g in gradients if _counts(engine, p)]
@@ -34,7 +34,9 @@ def clip_gradients(engine: Any) -> None:
 
 def _counts(engine: Any, parameter: torch.Tensor) -> bool:
     first = engine.mpu is None or engine.mpu.get_tensor_model_parallel_rank() == 0
-    return not getattr(parameter, "ds_pipe_replicated", False) and (first or getattr(parameter, "model_parallel", False))
+    return not getattr(parameter, "ds_pipe_replicated", False) and (
+        first or getattr(parameter, "model_parallel", False)
+    )
 
 
 def bind_norm_of_copies(engine: Any, bindings: Bindings) -> None:

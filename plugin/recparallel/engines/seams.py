@@ -17,6 +17,7 @@ LOWEST, BELOW = "0.19.8", "0.20"
 SEAMS: dict[str, tuple[str, ...]] = {
     # stage cuts
     "deepspeed.runtime.pipe.module:PipelineModule._partition_layers": ("self", "method"),
+    "deepspeed.runtime.pipe.module:PipelineModule._count_layer_params": ("self",),
     "deepspeed.runtime.pipe.module:PipelineModule._set_bounds": ("self", "start", "stop"),
     "deepspeed.runtime.pipe.module:PipelineModule._synchronize_tied_weights": ("self",),
     "deepspeed.runtime.pipe.module:PipelineModule._recursive_getattr": ("module", "attr_name"),

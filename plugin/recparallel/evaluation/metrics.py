@@ -53,7 +53,9 @@ def ranks_of_targets(
     nan_BV[:, padding] = False
     found = ranks.all_reduce(nan_BV.sum())
     if bool(found):
-        where = [f"the first one in row {row} for item {first + column}" for row, column in nan_BV.nonzero()[:1].tolist()]
+        where = [
+            f"the first one in row {row} for item {first + column}" for row, column in nan_BV.nonzero()[:1].tolist()
+        ]
         raise DataError(f"{int(found)} scores are NaN, {(where or ['all on other ranks'])[0]}: nothing to rank")
     target_col_B, own_B = own_rows(target_B, columns, ranks)
     seen_col, own_seen = own_rows(seen_cols, columns, ranks)

@@ -138,7 +138,7 @@ class NextItemHead(nn.Module):
             hold_rows(self, ranks)
 
     def forward(self, hidden_BLD: Tensor) -> HeadOutput:
-        return hidden_BLD, self.weight
+        return head_output(hidden_BLD, self.weight)
 
 
 class TokenHead(TrunkPart):
@@ -150,12 +150,19 @@ class TokenHead(TrunkPart):
             hold_rows(self.part, ranks)
 
     def forward(self, hidden_BLD: Tensor) -> HeadOutput:  # type: ignore[override]
-        return hidden_BLD, self.weight
+        return head_output(hidden_BLD, self.weight)
 
 
 def score_with_table(module: nn.Module, hidden_BLD: Tensor) -> HeadOutput:
     """The head of a tied model: the first layer's table, seen from the last stage."""
-    return hidden_BLD, module.weight  # type: ignore[return-value]
+    return head_output(hidden_BLD, module.weight)  # type: ignore[arg-type]
+
+
+def head_output(hidden_BLD: Tensor, table_SD: Tensor) -> HeadOutput:
+    """What a head gives: the table as a view of its parameter, as DeepSpeed prepares a backward pass (0.19) when the gradient of
+    the first output arrives that an operation has made, and then forgets bf16 gradients that were there before: a parameter's
+    own gradient would be."""
+    return hidden_BLD, table_SD.view_as(table_SD)
 
 
 def scores_at(outputs: HeadOutput, positions_B: Tensor) -> Tensor:

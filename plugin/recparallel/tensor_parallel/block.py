@@ -47,7 +47,9 @@ class BlockPlan:
             ConfigError: there is none, or it has another style of cutting than those here.
         """
         if not tp_plan:
-            raise ConfigError(f"{owner} has no base_model_tp_plan; override Trunk.block_plan in models/families/<family>.py")
+            raise ConfigError(
+                f"{owner} has no base_model_tp_plan; override Trunk.block_plan in models/families/<family>.py"
+            )
         styles: dict[str, list[str]] = {"colwise": [], "rowwise": [], "replicated_with_grad_allreduce": []}
         for name, style in tp_plan.items():
             _, star, path = name.partition(".*.")
@@ -94,7 +96,9 @@ def check_divisible(block: nn.Module, plan: BlockPlan, config: Any, size: int) -
     heads = Heads.of(config)
     if heads.queries % size:
         fits = [n for n in range(1, heads.queries + 1) if heads.queries % n == 0]
-        raise ConfigError(f"{heads.queries} attention heads cannot be divided among {size} tensor ranks; allowed are {fits}")
+        raise ConfigError(
+            f"{heads.queries} attention heads cannot be divided among {size} tensor ranks; allowed are {fits}"
+        )
     if heads.keys % size and size % heads.keys:
         raise ConfigError(
             f"{heads.keys} key/value heads cannot be divided among {size} tensor ranks: neither is a multiple of the other"
@@ -195,7 +199,9 @@ def _localize(attention: nn.Module, heads: Heads, ranks: TensorRanks) -> None:
 def _enter(module: nn.Module, ranks: TensorRanks, random: OwnRandomness | None) -> None:
     """What goes into ``module`` goes from all ranks into each."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         if random is not None and module.training:
             random.begin(hidden.device)

@@ -44,7 +44,9 @@ class TensorRanks:
         if self.alone or self.timing or tensor.numel() == 0:
             return tensor
         if self.group is None:
-            raise RuntimeError("the ranks that share these layers have no group: build the model by recparallel.initialize")
+            raise RuntimeError(
+                "the ranks that share these layers have no group: build the model by recparallel.initialize"
+            )
         dist.all_reduce(tensor, op=op, group=self.group)
         return tensor
 

@@ -8,7 +8,7 @@ from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
 from recparallel.models.layers import TrunkPart
 from recparallel.models.trunk import Trunk
-from recparallel.tensor_parallel.block import BlockPlan
+from recparallel.tensor_parallel.block import BlockPlan, Segment
 
 
 class PositionEmbedding(TrunkPart):
@@ -33,7 +33,8 @@ class GPT2Trunk(Trunk):
         return "transformer.wte", "transformer.h", "transformer.ln_f", ""
 
     def block_plan(self) -> BlockPlan:
-        columns = {"attn.c_attn": ("even",) * 3, "mlp.c_fc": ("even",)}  # queries, keys and values lie in one matrix
+        # Queries, keys and values lie in one matrix.
+        columns: dict[str, tuple[Segment, ...]] = {"attn.c_attn": ("even",) * 3, "mlp.c_fc": ("even",)}
         return BlockPlan(columns, ("attn.c_proj", "mlp.c_proj"), attention="attn")
 
     @property

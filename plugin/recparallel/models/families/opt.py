@@ -53,7 +53,7 @@ class OPTTrunk(Trunk):
 
     def block_plan(self) -> BlockPlan:
         columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "fc1")
-        return BlockPlan({path: ("even",) for path in columns}, ("self_attn.out_proj", "fc2"))
+        return BlockPlan(dict.fromkeys(columns, ("even",)), ("self_attn.out_proj", "fc2"))
 
     @property
     def max_length(self) -> int | None:

@@ -10,7 +10,7 @@ Shapes: B sequences, L positions, D width, V rows of the table, S of them on thi
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -45,7 +45,7 @@ class TargetLoss(ABC):
             targets_N: rows of the whole table.
         """
 
-    def for_ranks(self, ranks: TensorRanks) -> Self:
+    def for_ranks(self, ranks: TensorRanks) -> "TargetLoss":
         """The same loss over a table that ``ranks`` share.
 
         Raises:

@@ -398,7 +398,8 @@ def describe(split: Split, engine: Any) -> None:
         print(
             f"{counts['num_users']:,} users, {counts['num_items']:,} items, {counts['num_interactions']:,} interactions; "
             f"pipeline {plan.pipeline} × tensor {plan.tensor} × data {plan.data}, "
-            f"{plan.num_micro_batches} micro-batches of {plan.micro_batch}, ZeRO-{plan.zero_stage}, {plan.dtype}, exchange: {plan.compression}",
+            f"{plan.num_micro_batches} micro-batches of {plan.micro_batch}, ZeRO-{plan.zero_stage}, {plan.dtype}, "
+            f"exchange: {plan.compression}",
             flush=True,
         )
 

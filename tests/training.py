@@ -45,6 +45,7 @@ class Run:
 
     stages: int = 2
     tensor: int = 1
+    spread_head: bool = False
     partition: str = "uniform"
     bounds: tuple[int, ...] | None = None
     tied: bool = True
@@ -175,6 +176,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "recparallel": {
             "stages": run.stages,
             "tensor": run.tensor,
+            "spread_head": run.spread_head,
             "schedule": run.schedule,
             "partition": {"method": run.partition, "repeats": 1, "warmup": 0},
         },

@@ -40,23 +40,33 @@ class Ours:
         recommender: layers and loss.
         stages: of the pipeline; 0 is one for each rank.
         method: of the cut.
+        tensor: ranks that share every layer of a stage.
+        spread_head: all stages share the head.
     """
 
-    def __init__(self, job: Job, recommender: Recommender, *, stages: int, method: str) -> None:
+    def __init__(
+        self, job: Job, recommender: Recommender, *, stages: int, method: str, tensor: int, spread_head: bool
+    ) -> None:
         join()
         self._job = job
         num_stages = stages or dist.get_world_size()
-        replicas = dist.get_world_size() // num_stages
+        replicas = dist.get_world_size() // (num_stages * tensor)
         config = config_of(job, num_replicas=replicas)
         # Each time measured anew: a prediction is as good as the profile of any start.
-        config["recparallel"] = {"stages": num_stages, "partition": {"method": method, "cache": False}}
+        config["recparallel"] = {
+            "stages": num_stages,
+            "tensor": tensor,
+            "spread_head": spread_head,
+            "partition": {"method": method, "cache": False},
+        }
+        self._predicts = num_stages > 1 and tensor == 1 and not spread_head
         start = time.perf_counter()
         self._engine, *_ = recparallel.initialize(
             model=recommender, config=config, sample=_sample(job, replicas=replicas)
         )
         started = time.perf_counter() - start
         self._timer = StageTimer(self._engine)
-        self._told = self._predictions() | {"start_seconds": started}
+        self._told = (self._predictions() if self._predicts else self._place()) | {"start_seconds": started}
 
     def step(self, number: int) -> StepResult:
         """Train this replica's share of a global batch."""
@@ -71,8 +81,9 @@ class Ours:
         assert num_targets(self._job.spec, number) > 0
         loss = self._engine.train_batch(iter(micro))
         took = self._timer.take()
-        error = self._told["predicted_stage_seconds"] / took["stage_seconds"] - 1
-        return StepResult(loss, extra=self._told | took | {"stage_error": error})
+        if self._predicts:
+            took["stage_error"] = self._told["predicted_stage_seconds"] / took["stage_seconds"] - 1
+        return StepResult(loss, extra=self._told | took)
 
     def close(self) -> None:
         """Drop hooks and groups."""
@@ -85,13 +96,16 @@ class Ours:
         module = self._engine.module
         partition, profile = module.partition, module.profile
         stage = module.stage_id
-        return {
+        return self._place() | {
             "predicted_stage_seconds": computing_seconds(profile, partition)[stage],
             "predicted_step_seconds": predict_step(profile, partition),
             "shortest_step_seconds": shortest_step(profile, partition.num_stages),
-            "stage": float(stage),
-            "layers": float(partition.bounds[stage + 1] - partition.bounds[stage]),
         }
+
+    def _place(self) -> dict[str, float]:
+        module = self._engine.module
+        first, end = module.partition.bounds[module.stage_id : module.stage_id + 2]
+        return {"stage": float(module.stage_id), "layers": float(end - first)}
 
 
 def _sample(job: Job, *, replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,4 +118,4 @@ def _sample(job: Job, *, replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def build(job: Job, recommender: Recommender, **options: Any) -> Ours:
     """Our pipeline as ``options`` say."""
-    return Ours(job, recommender, **{"stages": 0, "method": "simulated", **options})
+    return Ours(job, recommender, **{"stages": 0, "method": "simulated", "tensor": 1, "spread_head": False, **options})

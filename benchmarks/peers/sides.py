@@ -31,6 +31,7 @@ class Side:
         launch: sides with the same text share processes.
         options: for ``build``.
         stages: of the pipeline; 0 is one for each rank.
+        tensor: ranks that share every layer of a stage, where there is a pipeline too.
         updated_once: each weight is updated by one rank only, although there are replicas.
         settles: steps that it needs before its steady state, beside the warm-up of every side.
         measures: it measures links while it is built, so they keep their limit meanwhile.
@@ -43,6 +44,7 @@ class Side:
     launch: str
     options: dict[str, Any] = field(default_factory=dict)
     stages: int = 1
+    tensor: int = 1
     updated_once: bool = False
     settles: int = 0
     measures: bool = False
@@ -63,7 +65,7 @@ class Side:
         """That share a global batch."""
         if self.kind == TENSOR:
             return 1
-        return world_size // (self.stages or world_size)
+        return world_size // ((self.stages or world_size) * self.tensor)
 
     def updates(self, world_size: int) -> int:
         """How often the job updates each weight in a step."""
@@ -75,7 +77,7 @@ class Side:
         if self.options.get("dualpipev"):
             share //= 2 * (self.stages or world_size)  # DualPipeV needs two micro-batches for each of its stages
         elif self.kind == PIPELINE:
-            share //= world_size // self.replicas(world_size)  # as many as there are stages, or most of them idle
+            share //= self.stages or world_size  # as many as there are stages, or most of them idle
         candidates = [size for size in (32, 16, 8, 4, 2) if size <= share and (size < 32 or self.kind == TENSOR)]
         return tuple(candidates[:3]) or (max(share, 1),)
 
@@ -87,6 +89,13 @@ ALONE = {
 """One process without an exchange, by kind of table gradient; not sides, but the basis of their compute bounds."""
 
 BASE = "ds dp"
+
+
+def _hybrid(name: str, *, stages: int, tensor: int = 1, spread_head: bool = False) -> Side:
+    options = {"method": "simulated_any_order", "stages": stages, "tensor": tensor, "spread_head": spread_head}
+    kind = PIPELINE if stages != 1 else TENSOR if tensor == 4 else REPLICATED
+    return Side(name, "recparallel_pipeline", kind, "main", options, stages=stages, tensor=tensor, measures=stages != 1)
+
 
 _OURS = {
     side.name: side
@@ -100,6 +109,12 @@ _OURS = {
             stages=0,
             measures=True,
         ),
+        _hybrid("recparallel spread", stages=0, spread_head=True),
+        _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
+        _hybrid("recparallel pp2 dp2", stages=2),
+        _hybrid("recparallel tp2 pp2", stages=2, tensor=2),
+        _hybrid("recparallel tp2 dp2", stages=1, tensor=2),
+        _hybrid("recparallel tp4", stages=1, tensor=4),
     )
 }
 """Sides of ours; not among the stock ones, but found by name."""

@@ -95,6 +95,7 @@ class RecParallelConfig(_Section):
     Attributes:
         stages: pipeline stages.
         tensor: ranks that share every layer of a stage. What remains of the launch's processes are replicas.
+        spread_head: all stages share the head's rows, and with them its work: for a head that takes longer than a stage should.
         seed: of initial weights, dropout and negatives; results do not depend on how the work is cut.
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
             is DeepSpeed's own.
@@ -104,6 +105,7 @@ class RecParallelConfig(_Section):
 
     stages: int = Field(default=1, ge=1, strict=True)
     tensor: int = Field(default=1, ge=1, strict=True)
+    spread_head: bool = Field(default=False, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
     schedule: PipelineScheduleName = DEFAULT_SCHEDULE
     partition: PartitionConfig = PartitionConfig()
@@ -191,6 +193,7 @@ def check_together(
     _check_batch_sizes(deepspeed_config, replicas=config.replicas(world_size))
     check_pipeline(deepspeed_config, config)
     check_tensor(deepspeed_config, config)
+    check_spread_head(deepspeed_config, config)
     check_compression(deepspeed_config, config)
 
 
@@ -284,6 +287,27 @@ def check_tensor(deepspeed_config: dict[str, Any], config: RecParallelConfig) ->
         raise ConfigError(
             f"{where} with pipeline.{parted[0]}: true: boundary tensors travel whole between stages; remove it"
         )
+
+
+def check_spread_head(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse settings under which stages cannot share the head.
+
+    Raises:
+        ConfigError: which setting, and what would run.
+    """
+    if not config.spread_head:
+        return
+    where = f"{SECTION}.spread_head"
+    if config.stages < 2:
+        raise ConfigError(f"{where} with {SECTION}.stages {config.stages}: there is nobody to share the head with")
+    if config.tensor > 1:
+        raise ConfigError(
+            f"{where} with {SECTION}.tensor {config.tensor}: tensor ranks share the head already; use one of them"
+        )
+    if config.schedule != "eager_1f1b":
+        raise ConfigError(f"{where} with {SECTION}.schedule {config.schedule!r}: it runs with 'eager_1f1b'")
+    if precision(deepspeed_config) == "float16":
+        raise ConfigError(f"{where} with fp16.enabled: the head's gradients are not scaled; use bf16 or fp32")
 
 
 def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:

@@ -230,10 +230,27 @@ class Cluster(_Word):
 
 
 class SpreadLayer(_Word):
-    """A layer whose work is shared by several stages, wherever its place among the bounds is."""
+    """A layer whose work is shared by several stages, wherever its place among the bounds is.
+
+    Attributes:
+        layer: its number.
+        stages: that share it.
+        shares: of its rows, one a stage; empty is equal ones.
+    """
 
     layer: int = Field(ge=0)
     stages: tuple[int, ...] = Field(min_length=2)
+    shares: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _shares_are_a_whole(self) -> "SpreadLayer":
+        if self.shares and (
+            len(self.shares) != len(self.stages) or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6
+        ):
+            raise ValueError(
+                f"shares must be {len(self.stages)} numbers from 0 that add up to 1, got {list(self.shares)}"
+            )
+        return self
 
 
 class Partition(_Word):

@@ -30,6 +30,7 @@ from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
+from recparallel.engines.bf16_accumulation import bind_native_accumulation
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
 from recparallel.engines.clipping import bind_norm_of_copies, clip_gradients
@@ -39,11 +40,12 @@ from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
 from recparallel.engines.seams import check_version
+from recparallel.engines.spread_head import bind_spread_head
 from recparallel.engines.tied_exchange import bind_tied_exchange
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
 from recparallel.models.recommender import Recommender
-from recparallel.models.shared import shared_among
+from recparallel.models.shared import check_spreadable, shared_among
 from recparallel.plan import ParallelPlan, Partition, Profile
 from recparallel.tensor_parallel import TensorRanks
 
@@ -138,6 +140,8 @@ def initialize(
         return built
 
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
+    if section.spread_head:
+        check_spreadable(model)
     shared_among(model, TensorRanks(0, section.tensor))  # refuses what cannot be divided, before any group exists
     if training_data is not None and max_length is None:
         raise ConfigError("training_data was given without max_length (positions per sequence)")
@@ -154,6 +158,7 @@ def initialize(
         num_stages=section.stages,
         partition=section.partition,
         tensor=section.tensor,
+        spread_head=section.spread_head,
         seed=section.seed,
         dtype=getattr(torch, precision(deepspeed_config)),
         sample=sample,
@@ -227,7 +232,10 @@ def attach(
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
                 bind_eager_schedule(engine, bindings)
+            if getattr(engine.module, "spread_head", None) is not None:
+                bind_spread_head(engine, bindings)
             bind_tied_exchange(engine, bindings)
+            bind_native_accumulation(engine, bindings)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
             if bound is None and dist.get_world_size(group) > 1:

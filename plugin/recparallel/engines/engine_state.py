@@ -23,6 +23,9 @@ from recparallel.errors import CheckpointError
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel.split import part_of, split_of
 
+SPREAD_HEAD = "spread_head"
+"""What a pipeline calls its part of a head that all stages share."""
+
 
 def parameters_by_name(engine: Any) -> dict[str, nn.Parameter]:
     """This stage's parameters by their global names; a tied table once."""
@@ -36,7 +39,7 @@ def parameters_by_name(engine: Any) -> dict[str, nn.Parameter]:
             key, _, inner = inner.partition(".")
             layer = next(layer for layer in layers if layer.tie == key)
         else:
-            layer = layers[int(place)]
+            layer = layers[-1] if place == SPREAD_HEAD else layers[int(place)]
         found[global_name(layer, inner, trunk)] = parameter
     return found
 
@@ -65,7 +68,7 @@ def collect(engine: Any) -> dict[str, Tensor]:
         tensors of the weight's shape, and numbers without a shape.
     """
     grid = engine.grid
-    copies = _held_elsewhere(engine)
+    copies, spread = _held_elsewhere(engine), _spread(engine)
     holders = grid.data_parallel_size * grid.model_parallel_size
     own = grid.data_parallel_id * grid.model_parallel_size + grid.get_slice_parallel_rank()
     kept: dict[str, Tensor] = {}
@@ -78,7 +81,8 @@ def collect(engine: Any) -> dict[str, Tensor]:
         found |= {f"{STATE}/{name}/{key}": value for key, value in held.states(parameter).items()}
         for key, value in found.items():
             whole = split.assemble(value.detach()) if split is not None and value.dim() else value
-            if index % holders == own:
+            # What stages share is written by the first that has a part of it.
+            if index % holders == own and (name not in spread or engine.is_first_stage()):
                 kept[key] = _copied(whole)
     return kept
 
@@ -231,6 +235,12 @@ def _held_elsewhere(engine: Any) -> set[str]:
             layer = next(layer for layer in module.recommender.layers if layer.tie == key)
             copies |= {global_name(layer, name, trunk) for name, _ in tied["module"].named_parameters()}
     return copies
+
+
+def _spread(engine: Any) -> set[str]:
+    """Names of the weights of a head that all stages share."""
+    own = {id(weight) for name, weight in engine.module.named_parameters() if name.partition(".")[0] == SPREAD_HEAD}
+    return {name for name, weight in parameters_by_name(engine).items() if id(weight) in own}
 
 
 def _copied(value: Tensor) -> Tensor:

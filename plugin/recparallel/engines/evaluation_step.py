@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.spread_head import whole_head
 from recparallel.engines.training_step import counted_targets
 from recparallel.models.losses import IGNORE
 
@@ -29,7 +30,7 @@ def bind_evaluation_step(engine: Any, bindings: Bindings) -> None:
             batches = _filled_up([next(data_iter) for _ in range(count)])
         engine.total_loss = None
         engine.reset_activation_shape()
-        with counted_targets(engine, batches, count):
+        with counted_targets(engine, batches, count), whole_head(engine):
             result = original(
                 None if batches is None else iter(batches), *args, num_micro_batches=num_micro_batches, **kwargs
             )

@@ -1,5 +1,6 @@
 """A DeepSpeed ``PipelineModule`` made from a recommender's layers, cut by any registered partitioner."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import shared_among
-from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile
+from recparallel.partitioning.spread_head import spread_last_layer
+from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile, SpreadLayer
 from recparallel.tensor_parallel import TensorRanks
 
 Sample = tuple[torch.Tensor, torch.Tensor]
@@ -33,6 +35,7 @@ class RecommenderPipeline(PipelineModule):
 
     Args:
         tensor: ranks that share every layer of a stage.
+        spread_head: all stages share the rows of the last layer.
         dtype: of the weights that will be trained; layers are timed in it.
         sample: one micro-batch, for partitioners that measure; timed by all ranks.
         num_micro_batches: of a step, in each replica.
@@ -55,6 +58,7 @@ class RecommenderPipeline(PipelineModule):
         num_stages: int,
         partition: PartitionConfig,
         tensor: int = 1,
+        spread_head: bool = False,
         seed: int = 1234,
         dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
@@ -71,6 +75,7 @@ class RecommenderPipeline(PipelineModule):
         recommender = shared_among(recommender, ranks)
         self._layers = recommender.layers
         self._ranks = ranks
+        self._spread_head = spread_head
         self.profile = profile
         self.schedule = schedule
         if fixed is None and partition.measured and num_stages == 1:
@@ -91,7 +96,7 @@ class RecommenderPipeline(PipelineModule):
         self._chosen = fixed
         self.partition: Partition
         super().__init__(
-            layers=[_spec(layer) for layer in recommender.layers],
+            layers=[_spec(layer) for layer in recommender.layers[: -1 if spread_head else None]],
             topology=self._topology(num_stages, tensor),
             loss_fn=recommender.loss_fn,
             seed_layers=True,
@@ -102,12 +107,29 @@ class RecommenderPipeline(PipelineModule):
         )
         self.recommender = recommender
         self.ranks = ranks
+        if spread_head:
+            self.spread_head = self._own_rows_of_head(base_seed(seed))
+
+    def _own_rows_of_head(self, base: int) -> torch.nn.Module:
+        """This stage's share of the last layer, with the weights that the whole one would begin with."""
+        (spread,) = self.partition.spread
+        rows = TensorRanks(self.stage_id, self.num_stages, shares=spread.shares)
+        rows.group = self._grid.get_pipe_parallel_group()
+        head = self._layers[-1]
+        seed_layer(base + len(self._layers) - 1)
+        return replace(head, kwargs={**head.kwargs, "ranks": rows}).build().to(get_accelerator().current_device_name())
 
     def _solve(self, method: str, num_stages: int) -> Partition:
         """The registered method's cut, or its error on every rank, also where only one rank's profile has none."""
+        assert self.profile is not None
         answer: Partition | Exception
         try:
-            answer = registry.partitioners.load(method)(self.profile, num_stages)
+            solve = registry.partitioners.load(method)
+            answer = (
+                spread_last_layer(self.profile, num_stages, solve)
+                if self._spread_head
+                else solve(self.profile, num_stages)
+            )
         except Exception as error:  # the others wait for an answer
             answer = error if isinstance(error, RecParallelError) else PartitionError(f"method {method!r}: {error!r}")
         failed: list[Any] = [None] * dist.get_world_size()
@@ -141,10 +163,17 @@ class RecommenderPipeline(PipelineModule):
                 raise PartitionError(
                     f"partition.method {method!r}: {error} Layer types are: {', '.join(kinds)}"
                 ) from error
-            partition = Partition(bounds=tuple(map(int, self.parts)), method=method)
+            bounds = [int(bound) for bound in self.parts]
+            spread: tuple[SpreadLayer, ...] = ()
+            if self._spread_head:
+                spread = (SpreadLayer(layer=bounds[-1], stages=tuple(range(self.num_stages))),)
+                bounds[-1] += 1
+            partition = Partition(bounds=tuple(bounds), method=method, spread=spread)
             self._agree((partition.bounds, ()))
             self._check(partition, self.num_stages)
         self.parts = list(partition.bounds)  # plain integers: DeepSpeed's own methods leave NumPy's
+        if self._spread_head:
+            self.parts[-1] -= 1  # DeepSpeed knows nothing of the head
         self.partition = partition
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
         if self.global_rank == 0:
@@ -182,17 +211,28 @@ class RecommenderPipeline(PipelineModule):
             raise PartitionError(
                 f"the partition covers {partition.num_layers} layers, the model has {len(self._layers)}"
             )
-        if partition.virtual > 1 or partition.spread:
+        if partition.virtual > 1:
             raise PartitionError(
-                "DeepSpeed's pipeline runs one chunk a stage and whole layers; the partition has "
-                f"{partition.virtual} chunks a stage and {len(partition.spread)} spread layers"
+                f"DeepSpeed's pipeline runs one chunk a stage; the partition has {partition.virtual} chunks a stage"
             )
-        if empty := [s for s, (a, b) in enumerate(zip(partition.bounds, partition.bounds[1:])) if a == b]:
+        shared = [(spread.layer, spread.stages) for spread in partition.spread]
+        allowed = [(partition.num_layers - 1, tuple(range(num_stages)))] if self._spread_head else []
+        if shared != allowed:
+            raise PartitionError(
+                f"the partition shares {_shared_in_words(shared)} among stages; with recparallel.spread_head "
+                f"{str(self._spread_head).lower()} the pipeline runs {_shared_in_words(allowed)}"
+            )
+        bounds = [*partition.bounds[:-1], partition.num_layers - bool(shared)]
+        if empty := [s for s, (a, b) in enumerate(zip(bounds, bounds[1:])) if a >= b]:
             raise PartitionError(
                 f"method {partition.method!r} leaves stage {empty[0]} of {partition.num_stages} without layers "
                 f"(bounds {list(partition.bounds)}); "
                 "use fewer stages or partition.method 'profile'"
             )
+
+
+def _shared_in_words(shared: list[tuple[int, tuple[int, ...]]]) -> str:
+    return ", ".join(f"layer {layer} (stages {list(stages)})" for layer, stages in shared) or "no layer"
 
 
 def _in_words(cut: tuple[Any, ...] | None) -> str:

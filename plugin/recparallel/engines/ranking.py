@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recparallel.data.batching import EvaluationBatch, collate_evaluation, evaluation_batches
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.spread_head import gathered_rows
 from recparallel.evaluation.metrics import ranks_of_targets
 from recparallel.models.layer import HeadOutput
 from recparallel.models.layers import scores_at
@@ -53,16 +54,17 @@ def rank_targets(
     bindings.bind(engine.module, "loss_fn", ranks_of)
     bindings.bind(engine.monitor, "enabled", False)  # it would log the ranks as a loss
     try:
-        for batch in progress(_exactly(rounds, own, max_length, engine.micro_batch_size)):
-            labels = (batch.last_B, batch.target_B, batch.seen_rows, batch.seen_cols)
-            outputs = engine.eval_batch(
-                iter([(batch.inputs_BL, labels)]), reduce_output=None, bcast_loss=False, num_micro_batches=1
-            )
-            count = int(batch.valid_B.sum())
-            if engine.is_last_stage() and shared.rank == 0:
-                at = torch.arange(done, done + count, device=engine.device) * replicas + replica
-                ranks[at] = outputs[0][:count]
-            done += count
+        with gathered_rows(engine):
+            for batch in progress(_exactly(rounds, own, max_length, engine.micro_batch_size)):
+                labels = (batch.last_B, batch.target_B, batch.seen_rows, batch.seen_cols)
+                outputs = engine.eval_batch(
+                    iter([(batch.inputs_BL, labels)]), reduce_output=None, bcast_loss=False, num_micro_batches=1
+                )
+                count = int(batch.valid_B.sum())
+                if engine.is_last_stage() and shared.rank == 0:
+                    at = torch.arange(done, done + count, device=engine.device) * replicas + replica
+                    ranks[at] = outputs[0][:count]
+                done += count
     finally:
         bindings.remove()
         engine.module.train(training)

@@ -1,9 +1,10 @@
-"""A recommender as one of several ranks builds it that share every layer."""
+"""A recommender as one of several ranks builds it that share every layer, or the head alone."""
 
 import dataclasses
 
 from recparallel.errors import ConfigError
 from recparallel.models.layers import DecoderBlock, ItemEmbedding, NextItemHead, TokenEmbedding, TokenHead
+from recparallel.models.losses.cross_entropy import CrossEntropy
 from recparallel.models.recommender import Recommender
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel import TensorRanks
@@ -33,3 +34,21 @@ def shared_among(recommender: Recommender, ranks: TensorRanks) -> Recommender:
         for layer in recommender.layers
     )
     return dataclasses.replace(recommender, layers=layers, loss_fn=recommender.loss_fn.for_ranks(ranks))
+
+
+def check_spreadable(recommender: Recommender) -> None:
+    """Refuse a recommender whose head the stages of a pipeline cannot share.
+
+    Raises:
+        ConfigError: why, and what would do.
+    """
+    if recommender.tied:
+        raise ConfigError(
+            "recparallel.spread_head with a tied head: its rows are those of the embedding, which the first stage looks up; use a "
+            "head of its own (tied=False)"
+        )
+    if not isinstance(recommender.loss_fn, CrossEntropy):
+        raise ConfigError(
+            f"recparallel.spread_head with loss {type(recommender.loss_fn).__name__}: stages share the softmax over the whole "
+            "catalogue (cross_entropy); other losses score few rows, or in chunks"
+        )

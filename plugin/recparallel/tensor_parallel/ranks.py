@@ -1,5 +1,6 @@
 """The ranks that share the layers of a stage."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ class TensorRanks:
     Args:
         rank: its number, from 0.
         size: how many they are.
+        shares: of the rows of a table, one a rank, adding up to 1; equal ones if left out.
         timing: they only time their shares of layers, each for itself: what they would exchange is left out.
 
     Attributes:
@@ -22,10 +24,10 @@ class TensorRanks:
 
     group: dist.ProcessGroup | None = None
 
-    def __init__(self, rank: int = 0, size: int = 1, *, timing: bool = False) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, *, shares: Sequence[float] = (), timing: bool = False) -> None:
         if not 0 <= rank < size:
             raise ConfigError(f"tensor rank must lie in 0…{size - 1}, got {rank}")
-        self.rank, self.size, self.timing = rank, size, timing
+        self.rank, self.size, self.shares, self.timing = rank, size, tuple(shares), timing
 
     def __repr__(self) -> str:
         return f"a share of {self.size}"  # not which one: all cost the same
@@ -36,8 +38,18 @@ class TensorRanks:
         return self.size == 1
 
     def share(self, count: int) -> tuple[int, int]:
-        """First and end of this rank's share of ``count`` rows; shares differ by at most one row."""
-        return count * self.rank // self.size, count * (self.rank + 1) // self.size
+        """First and end of this rank's share of ``count`` rows, of which there are at least as many as ranks. Equal shares differ
+        by at most one row, and none is empty."""
+        return self._first(count, self.rank), self._first(count, self.rank + 1)
+
+    def _first(self, count: int, rank: int) -> int:
+        if not self.shares:
+            return count * rank // self.size
+        first = 0
+        for number in range(rank):
+            wanted = round(count * sum(self.shares[: number + 1]))
+            first = min(max(wanted, first + 1), count - (self.size - 1 - number))
+        return first
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """Reduce ``tensor`` over the ranks, in place; gives it back."""

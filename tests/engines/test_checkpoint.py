@@ -55,6 +55,7 @@ SHARED = {
     "TP 2": world(2, stages=1, tensor=2),
     "TP 2, ZeRO-1": world(4, stages=1, tensor=2, zero=1),
     "TP 2 x PP 2": world(4, stages=2, tensor=2),
+    "PP 4, head spread": world(4, stages=4, spread_head=True),
 }
 """Attention drops by rank where ranks share it: these go on as one process does without dropout alone."""
 
@@ -88,6 +89,14 @@ def test_untied_ends_go_on_too(pools, tmp_path):
 )
 def test_tensor_ranks_go_on_from_any_plan_and_any_plan_from_them(pools, tmp_path, plan, others, tied):
     _goes_on(pools, tmp_path, plan, others, tied=tied, dropout=0.0, family="llama, one key head")
+
+
+@pytest.mark.parametrize(
+    ("plan", "others"),
+    [("PP 2 x DP 2", ["PP 4, head spread"]), ("PP 4, head spread", ["1", "TP 2", "PP 4, head spread"])],
+)
+def test_a_head_that_stages_share_goes_on_as_any_other(pools, tmp_path, plan, others):
+    _goes_on(pools, tmp_path, plan, others, tied=False, dropout=0.0)
 
 
 def _goes_on(pools, folder, plan, others, *, tied, dropout=0.2, family="llama"):

@@ -28,6 +28,8 @@ OWN_ATTRIBUTES = {
     # RecommenderPipeline, beside what it overrides
     "_layers",
     "_chosen",
+    "_spread_head",
+    "_own_rows_of_head",
     "_ranks",
     "_solve",
     "_topology",
@@ -48,6 +50,25 @@ OWN_ATTRIBUTES = {
     "_coming",
     "_like",
     "_post",
+    # SpreadHead, _Coming
+    "_per_micro_batch",
+    "_send",
+    "_take",
+    "_posted",
+    "_is_last",
+    "_last",
+    "_weight",
+    "_split",
+    "_num_rows",
+    "_others",
+    "_groups",
+    "_out",
+    "_place",
+    "_wanted",
+    "_targets",
+    "_shares",
+    "_own",
+    "_numbers",
     # StepSummary
     "_sums",
     "_steps",
@@ -73,6 +94,7 @@ STANDARD = {"_exit"}
 """``os._exit``."""
 
 DATA = {
+    "_running_engine_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_grid": "deepspeed.runtime.pipe.module:PipelineModule",
     "_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_hp_optimizer_states_linked": "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer",

@@ -39,6 +39,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "deepspeed.runtime.pipe.engine:PipelineEngine._send_tensor_meta": ("self", "buffer", "recv_stage"),
     "deepspeed.runtime.pipe.engine:PipelineEngine._recv_tensor_meta": ("self", "send_stage"),
     "deepspeed.runtime.pipe.schedule:PipeSchedule._buffer_idx": ("self", "micro_batch_id"),
+    "deepspeed.runtime.pipe.engine:PipelineEngine.is_last_stage": ("self",),
     "deepspeed.runtime.pipe.engine:PipelineEngine._bf16_reduce_grads": ("self",),
     # state of the optimizers
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer._lazy_init_hp_params_optimizer_state": ("self",),
@@ -46,6 +47,15 @@ SEAMS: dict[str, tuple[str, ...]] = {
     # gradients
     "deepspeed.runtime.pipe.module:PipelineModule.get_tied_weights_and_groups": ("self",),
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.get_grads_for_norm": ("self", "for_clipping"),
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.update_hp_grads": ("self", "clear_lp_grads"),
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.clear_lp_grads": ("self", "set_to_none"),
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer._update_hp_grad": (
+        "self",
+        "lp",
+        "group_idx",
+        "param_idx",
+        "clear_lp_grads",
+    ),
     "deepspeed.runtime.engine:DeepSpeedEngine.allreduce_gradients": ("self", "bucket_size"),
     "deepspeed.runtime.engine:DeepSpeedEngine.clip_fp32_gradients": ("self",),
     "deepspeed.runtime.engine:DeepSpeedEngine._reduce_non_expert_gradients": ("self", "grads", "elements_per_buffer"),

@@ -24,6 +24,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "partition", "benchmarks.partition", "cuts by measured cost against DeepSpeed's own, and what was predicted"
         ),
+        Benchmark(
+            "tensor",
+            "benchmarks.tensor",
+            "tensor × pipeline × data, and a head spread over the pipeline, against stock",
+        ),
     )
 }
 

@@ -428,14 +428,14 @@ def test_a_config_without_auto_comes_back_unchanged(config):
 def test_every_recipe_config_can_run(path):
     config = read_deepspeed_config(path)
     section = parse_config(config)
-    replicas = 1 if path.stem in ("single", "pipeline_2") else 2
-    check_together(config, section, world_size=section.stages * replicas, num_layers=4)
+    replicas = 2 if path.stem in ("data_2", "data_2_top_k", "hybrid") else 1
+    check_together(config, section, world_size=section.stages * section.tensor * replicas, num_layers=4)
     filled = fill_auto(config, dict.fromkeys(("lr", "weight_decay", "total_num_steps", "warmup_num_steps"), 1))
     assert '"auto"' not in json.dumps(filled)
 
 
 def test_the_recipes_have_configs():
-    assert {path.stem for path in RECIPES} >= {"single", "pipeline_2", "data_2", "hybrid"}
+    assert {path.stem for path in RECIPES} >= {"single", "pipeline_2", "data_2", "hybrid", "hybrid_tensor"}
 
 
 def test_unknown_name_errors_are_config_errors_and_value_errors():

@@ -279,6 +279,11 @@ def check_tensor(deepspeed_config: dict[str, Any], config: RecParallelConfig) ->
     if config.tensor == 1:
         return
     where = f"{SECTION}.tensor is {config.tensor}"
+    if config.compression is not None and config.compression.codec != "none":
+        raise ConfigError(
+            f"{where} with {SECTION}.compression.codec {config.compression.codec!r}: weights that every tensor rank has, such as "
+            "norms, would be compressed differently on each and drift apart; leave compression out"
+        )
     given = (deepspeed_config.get("tensor_parallel") or {}).get("autotp_size", 1)
     if given != 1:
         raise ConfigError(f"{where} and tensor_parallel.autotp_size {given!r}: both cut the layers; use one of them")

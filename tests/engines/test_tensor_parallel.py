@@ -137,6 +137,27 @@ def refused(run, config):
     return "accepted"
 
 
+def with_a_hook_of_torch(run):
+    """What attaching a lossy hook says."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+    import recparallel
+    from recparallel.errors import HookError
+
+    engine = make_engine(run)
+    engine.recparallel.remove()
+    try:
+        recparallel.attach(engine, hook=fp16_compress_hook)
+    except HookError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_lossy_hook_is_refused_too(pools):
+    said = pools[4].run(with_a_hook_of_torch, run=Run(stages=1, tensor=2))
+    assert all("'fp16_compress_hook' with tensor ranks" in message for message in said)
+
+
 @pytest.mark.parametrize(
     ("options", "config", "said"),
     [
@@ -145,6 +166,11 @@ def refused(run, config):
         ({"tensor": 4, "family": "qwen3", "num_items": 2}, {}, "2 items and the padding cannot be divided among 4"),
         ({"tensor": 3}, {}, "the launch has 4 processes; stages × tensor must be one of [1, 2, 4]"),
         ({"tensor": 2}, {"tensor_parallel": {"autotp_size": 2}}, "both cut the layers"),
+        (
+            {"tensor": 2, "compression": {"codec": "top_k", "ratio": 0.5}},
+            {},
+            "such as norms, would be compressed differently",
+        ),
         ({"tensor": 2}, {"pipeline": {"pipe_partitioned": True}}, "boundary tensors travel whole"),
     ],
 )

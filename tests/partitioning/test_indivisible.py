@@ -25,7 +25,7 @@ def test_a_head_that_bounds_the_pipeline_is_named_with_the_bound_and_the_remedy(
     assert found.layer.name == "layer 3"
     assert found.sentence() == (
         "layer 3 cannot be cut and bounds the pipeline: 300.00 ms of each micro-batch on the fastest device, 200.00 ms if all "
-        "work could be shared evenly; sharing its table among stages or tensor ranks would allow up to 1.50x"
+        "work could be shared evenly; sharing its table among stages (spread_head) or tensor ranks (tensor) would allow up to 1.50x"
     )
 
 

@@ -61,6 +61,16 @@ def test_with_few_micro_batches_later_stages_have_fewer_rows():
     assert [6 * share + 6 * stage / 16 for stage, share in enumerate(spread.shares)] == pytest.approx([2.0625] * 4)
 
 
+def test_a_share_of_the_head_must_fit_into_memory_too():
+    layers = tuple(LayerCost(name=str(i), forward_seconds=1, backward_seconds=1, parameter_bytes=100) for i in range(4))
+    head = LayerCost(name="head", forward_seconds=1, backward_seconds=1, parameter_bytes=2800)
+    devices = (Device(memory_bytes=1_500),) * 2
+    sizes = {"micro_batch": 1, "sequence_length": 1, "num_micro_batches": 4, "devices": devices}
+    assert minimize_bottleneck(Profile(layers=layers, **sizes), 2).bounds == (0, 2, 4)
+    with pytest.raises(PartitionError, match="no cut into 2 stages fits"):
+        spread_last_layer(Profile(layers=(*layers, head), **sizes), 2, minimize_bottleneck)
+
+
 def test_too_few_layers_are_refused():
     with pytest.raises(
         PartitionError, match="4 stages that share the head need at least 4 layers in front of it, the model has 3"

@@ -287,6 +287,11 @@ def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
             f"gradient hook {hook.name!r} averages over all ranks of the group, but {engine.sequence_parallel_size} of them "
             "share a sequence; use sequence_parallel_size 1"
         )
+    if getattr(getattr(engine, "grid", None), "model_parallel_size", 1) > 1 and hook.name != "none":
+        raise HookError(
+            f"gradient hook {hook.name!r} with tensor ranks: weights that each of them has, such as norms, would be compressed "
+            "differently on each and drift apart; use tensor 1"
+        )
     if engine.has_moe_layers:
         raise HookError(f"gradient hook {hook.name!r} does not know expert-parallel groups; this engine has MoE layers")
     if engine.optimizer_name() and str(engine.optimizer_name()).lower().startswith(("onebit", "zeroone")):

@@ -42,7 +42,7 @@ class Indivisible:
         """What would lift the bound, in words."""
         gain = f"up to {self.seconds / self.even:.2f}x" if self.even else "without limit"
         if self.layer.kind in ("head", "embedding"):
-            return f"sharing its table among stages or tensor ranks would allow {gain}"
+            return f"sharing its table among stages (spread_head) or tensor ranks (tensor) would allow {gain}"
         return f"tensor parallelism within it would allow {gain}"
 
     def sentence(self) -> str:
@@ -59,10 +59,11 @@ class Indivisible:
 
 
 def indivisible(profile: Profile, partition: Partition) -> Indivisible:
-    """The costliest layer, and whether it bounds ``partition``."""
+    """The costliest layer that ``partition`` leaves whole, and whether it bounds it."""
     groups = device_groups(profile, partition.num_stages)
     fastest = max(group.speed for group in groups)
-    index = max(range(len(profile.layers)), key=lambda i: profile.layers[i].seconds)
+    whole = set(range(len(profile.layers))) - {spread.layer for spread in partition.spread}
+    index = max(sorted(whole), key=lambda i: profile.layers[i].seconds)
     layer = profile.layers[index]
     seconds = layer.seconds / fastest
     even = sum(layer.seconds for layer in profile.layers) / sum(group.speed for group in groups)

@@ -11,6 +11,9 @@ from recparallel.partitioning.costs import Costs, Group
 from recparallel.partitioning.step_costs import step_costs
 from recparallel.plan import Partition, Profile, SpreadLayer
 
+_SCORED_AT_ONCE = 2
+"""Micro-batches whose scores a stage keeps: those of one are made before the gradient of the one before is."""
+
 Solver = Callable[[Profile, int], Partition]
 
 
@@ -30,7 +33,14 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
             f"{len(profile.layers) - 1}"
         )
     head = profile.layers[-1]
-    others = profile.model_copy(update={"layers": profile.layers[:-1], "shapes": ()})
+    room = -(-(head.state_bytes + _SCORED_AT_ONCE * head.activation_bytes) // stages)  # for an equal share of the head
+    devices = tuple(
+        device
+        if device.memory_bytes is None
+        else device.model_copy(update={"memory_bytes": max(device.memory_bytes - room, 0)})
+        for device in profile.devices
+    )
+    others = profile.model_copy(update={"layers": profile.layers[:-1], "shapes": (), "devices": devices})
     found = solve(others, stages)
     costs = Costs(others, stages)
     order = [costs.groups[d] for d in found.device_order or range(stages)]

@@ -230,7 +230,8 @@ def train(arguments: Arguments, output_dir: Path) -> None:
 
 def fits(stored: ParallelPlan, section: settings.RecParallelConfig) -> bool:
     """Whether the stored cut is one that the config asks for; another plan is cut anew."""
-    same = stored.pipeline == section.stages and stored.partition.method == section.partition.method
+    same = (stored.pipeline, stored.tensor) == (section.stages, section.tensor)
+    same = same and stored.partition.method == section.partition.method
     return same and bool(stored.partition.spread) == section.spread_head
 
 

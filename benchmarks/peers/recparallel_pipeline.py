@@ -81,9 +81,10 @@ class Ours:
         assert num_targets(self._job.spec, number) > 0
         loss = self._engine.train_batch(iter(micro))
         took = self._timer.take()
-        if self._predicts:
-            took["stage_error"] = self._told["predicted_stage_seconds"] / took["stage_seconds"] - 1
-        return StepResult(loss, extra=self._told | took)
+        if not self._predicts:  # scores and exchanges inside a layer are not among the instructions that are timed
+            return StepResult(loss, extra=self._told)
+        error = self._told["predicted_stage_seconds"] / took["stage_seconds"] - 1
+        return StepResult(loss, extra=self._told | took | {"stage_error": error})
 
     def close(self) -> None:
         """Drop hooks and groups."""

@@ -96,7 +96,8 @@ class RecParallelConfig(_Section):
         stages: pipeline stages.
         tensor: ranks that share every layer of a stage. What remains of the launch's processes are replicas.
         spread_head: all stages share the head's rows, and with them its work: for a head that takes longer than a stage should.
-        seed: of initial weights, dropout and negatives; results do not depend on how the work is cut.
+        seed: of initial weights, dropout and negatives; results do not depend on how the work is cut (dropout inside attention
+            that tensor ranks share does).
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
             is DeepSpeed's own.
         partition: how layers are cut into stages.
@@ -313,6 +314,11 @@ def check_spread_head(deepspeed_config: dict[str, Any], config: RecParallelConfi
         raise ConfigError(f"{where} with {SECTION}.schedule {config.schedule!r}: it runs with 'eager_1f1b'")
     if precision(deepspeed_config) == "float16":
         raise ConfigError(f"{where} with fp16.enabled: the head's gradients are not scaled; use bf16 or fp32")
+    autocast = deepspeed_config.get("torch_autocast") or {}
+    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16", "half"):
+        raise ConfigError(
+            f"{where} with torch_autocast.dtype {autocast['dtype']!r}: the head's gradients are not scaled"
+        )
 
 
 def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:

@@ -148,22 +148,39 @@ def test_what_cannot_be_shared_is_refused_on_every_rank(pools, options, said):
     assert all(said in message for message in pools[2].run(refused, **options))
 
 
-def without_labels(run):
-    """What the rank without data says."""
+def with_other_data(run, *, none):
+    """What each rank says where rank 0 has data and rank 1 has none, or others."""
     import torch.distributed as dist
     from training import global_batches
 
     from recparallel.errors import ConfigError
 
     engine = make_engine(run)
-    if dist.get_rank() == 0:
-        return "has data"
+    batches = iter(global_batches(2)[dist.get_rank()])
     try:
-        engine.train_batch()
+        engine.train_batch(None if none and dist.get_rank() else batches)
     except ConfigError as error:
         return str(error)
-    return global_batches
+    return "accepted"
 
 
-def test_a_stage_without_data_says_so(pools):
-    assert "stage 1 has no data" in pools[2].run(without_labels, run=run_of())[1]
+@pytest.mark.parametrize(("none", "found"), [(True, "some stage has none"), (False, "they differ")])
+def test_stages_with_other_data_all_stop(pools, none, found):
+    said = pools[2].run(with_other_data, run=run_of(), none=none)
+    assert all(f"needs the same micro-batches, but {found} (stage {s} has" in message for s, message in enumerate(said))
+
+
+def checkpointed(run, folder):
+    """What DeepSpeed's own checkpoint says."""
+    from recparallel.errors import CheckpointError
+
+    try:
+        make_engine(run).save_checkpoint(folder)
+    except CheckpointError as error:
+        return str(error)
+    return "written"
+
+
+def test_deepspeeds_own_checkpoint_would_lose_the_head_and_is_refused(pools, tmp_path):
+    said = pools[2].run(checkpointed, run=run_of(), folder=str(tmp_path))
+    assert all("would leave it out; use recparallel.engines.checkpoint" in message for message in said)

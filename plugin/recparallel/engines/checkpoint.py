@@ -288,7 +288,7 @@ def _check_hook(source: Path, stored: ParallelPlan, now: dict[str, Any]) -> None
 def _in_plain_values(plan: ParallelPlan) -> dict[str, Any]:
     keys = ("pipeline", "tensor", "data", "zero_stage", "dtype", "compression")
     bounds, order = plan.partition.bounds, plan.partition.device_order
-    shared = [spread.layer for spread in plan.partition.spread]
+    shared = [(spread.layer, spread.shares) for spread in plan.partition.spread]
     values = {key: getattr(plan, key) for key in keys}
     return values | {"cut": list(bounds), "order of devices": list(order), "layers shared by stages": shared}
 

@@ -15,7 +15,7 @@ from recparallel.engines.device_order import topology_in_order
 from recparallel.engines.measured_profile import obtain_profile
 from recparallel.engines.partition_table import print_partition
 from recparallel.engines.seeding import base_seed, seed_layer
-from recparallel.errors import PartitionError, RecParallelError
+from recparallel.errors import CheckpointError, PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import shared_among
@@ -110,6 +110,27 @@ class RecommenderPipeline(PipelineModule):
         if spread_head:
             self.spread_head = self._own_rows_of_head(base_seed(seed))
 
+    def save_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """DeepSpeed's own checkpoints.
+
+        Raises:
+            CheckpointError: stages share the head, which DeepSpeed would leave out.
+        """
+        self._refuse_without_head()
+        super().save_state_dict(*args, **kwargs)
+
+    def load_state_dir(self, *args: Any, **kwargs: Any) -> None:
+        """As :meth:`save_state_dict`."""
+        self._refuse_without_head()
+        super().load_state_dir(*args, **kwargs)
+
+    def _refuse_without_head(self) -> None:
+        if self._spread_head:
+            raise CheckpointError(
+                "DeepSpeed's checkpoints know nothing of a head that stages share and would leave it out; use "
+                "recparallel.engines.checkpoint (save_checkpoint, load_checkpoint)"
+            )
+
     def _own_rows_of_head(self, base: int) -> torch.nn.Module:
         """This stage's share of the last layer, with the weights that the whole one would begin with."""
         (spread,) = self.partition.spread
@@ -144,7 +165,7 @@ class RecommenderPipeline(PipelineModule):
         """Where each stage runs. Ranks must agree on it before they make their groups by it."""
         partition = self._chosen
         order = () if partition is None else partition.device_order
-        self._agree(None if partition is None else (partition.bounds, order))
+        self._agree(None if partition is None else (partition.bounds, order, _spread_of(partition)))
         if partition is not None:
             self._check(partition, num_stages)
         replicas = dist.get_world_size() // (num_stages * tensor)
@@ -169,7 +190,7 @@ class RecommenderPipeline(PipelineModule):
                 spread = (SpreadLayer(layer=bounds[-1], stages=tuple(range(self.num_stages))),)
                 bounds[-1] += 1
             partition = Partition(bounds=tuple(bounds), method=method, spread=spread)
-            self._agree((partition.bounds, ()))
+            self._agree((partition.bounds, (), _spread_of(partition)))
             self._check(partition, self.num_stages)
         self.parts = list(partition.bounds)  # plain integers: DeepSpeed's own methods leave NumPy's
         if self._spread_head:
@@ -238,8 +259,13 @@ def _shared_in_words(shared: list[tuple[int, tuple[int, ...]]]) -> str:
 def _in_words(cut: tuple[Any, ...] | None) -> str:
     if cut is None:
         return "none"
-    bounds, order = cut
-    return f"{list(bounds)}" + (f" on devices {list(order)}" if order else "")
+    bounds, order, spread = cut
+    shared = f" with shares {spread}" if spread else ""
+    return f"{list(bounds)}" + (f" on devices {list(order)}" if order else "") + shared
+
+
+def _spread_of(partition: Partition) -> tuple[Any, ...]:
+    return tuple((spread.layer, spread.stages, spread.shares) for spread in partition.spread)
 
 
 def _spec(layer: Layer) -> LayerSpec:

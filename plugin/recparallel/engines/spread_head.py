@@ -24,7 +24,6 @@ from torch import Tensor
 
 from recparallel.engines.bf16_accumulation import adds_up_natively
 from recparallel.engines.bindings import Bindings
-from recparallel.engines.boundary_transfers import Outbox
 from recparallel.engines.eager_schedule import (
     BeginTransfers,
     FinishTransfers,
@@ -33,12 +32,15 @@ from recparallel.engines.eager_schedule import (
     TakeActivation,
     TakeGrad,
 )
+from recparallel.engines.head_messages import HeadMessages
+from recparallel.errors import ConfigError
 from recparallel.models.losses import IGNORE
 from recparallel.models.losses.over_stages import ShareOfScores, merge
 from recparallel.partitioning.spread_schedule import activations_kept, spread_head_order
 from recparallel.tensor_parallel.split import split_of
 
-_POSTED_AHEAD = 3
+HEAD = "recparallel_head"
+"""The attribute of an engine that holds its :class:`SpreadHead`."""
 
 
 class ScoreShare(schedule.PipeInstruction):  # type: ignore[misc]
@@ -92,52 +94,20 @@ class SpreadHeadSchedule(schedule.PipeSchedule):  # type: ignore[misc]
         yield [schedule.ReduceTiedGrads(), schedule.ReduceGrads(), schedule.OptimizerStep(), FinishTransfers()]
 
 
-class _Coming:
-    """Tensors of known shapes that come from one rank in a step, in their order."""
-
-    def __init__(self, source: int, group: Any, shapes: list[tuple[int, ...]], like: Tensor) -> None:
-        self._source, self._group, self._like = source, group, like
-        self._to_post = deque(shapes)
-        self._posted: deque[tuple[Any, Tensor]] = deque()
-        self._post()
-
-    def take(self) -> Tensor:
-        """The next one."""
-        work, tensor = self._posted.popleft()
-        self._post()
-        if work is not None:
-            work.wait()
-        return tensor
-
-    def _post(self) -> None:
-        while self._to_post and len(self._posted) < _POSTED_AHEAD:
-            tensor = self._like.new_empty(self._to_post.popleft())
-            # A micro-batch without targets has nothing to send.
-            work = dist.irecv(tensor, self._source, group=self._group) if tensor.numel() else None
-            self._posted.append((work, tensor))
-
-
 class SpreadHead:
-    """The shares of one engine's head. Making it is collective: it makes groups."""
+    """The shares of one engine's head. Making it is collective: it makes groups.
+
+    Attributes:
+        whole: all rows, on the last stage while they are gathered.
+    """
 
     def __init__(self, engine: Any) -> None:
-        module = engine.module
-        self._engine, self._weight = engine, module.spread_head.weight
+        self._engine, self._weight = engine, engine.module.spread_head.weight
         split = split_of(self._weight)
         assert split is not None
-        self._split, self._ranks, self._num_rows = split, split.ranks, split.length
-        self._is_last = engine.is_last_stage()
-        grid = engine.grid
-        self._last = int(grid.stage_to_global(stage_id=engine.num_stages - 1))
-        self._others = [int(grid.stage_to_global(stage_id=stage)) for stage in range(engine.num_stages - 1)]
-        self._groups = {name: dist.new_group() for name in ("hidden", "summary", "normalizer", "gradient")}
-        self._out = {
-            name: [
-                Outbox(rank, group=self._groups[name])
-                for rank in (self._others if name in _FROM_LAST else [self._last])
-            ]
-            for name in self._groups
-        }
+        self._split = split
+        self._messages = HeadMessages(engine, width=self._weight.shape[1], dtype=self._weight.dtype)
+        self._labels: list[Tensor] = []
         self.whole: Tensor | None = None
         # In the optimizer that keeps a second copy of the gradients, unless autograd adds them up (bf16_accumulation.py).
         self._place: tuple[int, int] | None = None
@@ -146,125 +116,125 @@ class SpreadHead:
             places = ((g, p, weight) for g, own in enumerate(groups) for p, weight in enumerate(own))
             self._place = next((g, p) for g, p, weight in places if weight is self._weight)
 
+    def expect(self, batches: list[Any] | None) -> None:
+        """The micro-batches of the next step, of which every stage needs the labels.
+
+        Raises:
+            ConfigError: on every stage of a replica, if one has none, or others than the rest.
+        """
+        engine = self._engine
+        self._labels = [] if batches is None else [labels for _, labels in batches]
+        # The largest, and the negative of the smallest: they agree where all are the same.
+        mark = _mark(self._labels)
+        seen = torch.tensor([batches is None, mark, -mark], dtype=torch.int64, device=engine.device)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=engine.grid.get_pipe_parallel_group())
+        lacks, largest, smallest = seen.tolist()
+        if lacks or largest != -smallest:
+            found = "some stage has none" if lacks else "they differ"
+            own = "none" if batches is None else "some"
+            raise ConfigError(
+                f"with recparallel.spread_head every stage scores against its rows and needs the same micro-batches, but {found} "
+                f"(stage {engine.stage_id} has {own}); give train_batch the same data on every rank of a replica"
+            )
+
     def begin(self) -> None:
         """Expect what this step will bring; how much that is, the labels tell every stage."""
-        module = self._engine.module
-        self._wanted = [labels != IGNORE for labels in module.step_labels]
-        self._targets = [
-            labels[wanted].to(self._engine.device) for labels, wanted in zip(module.step_labels, self._wanted)
-        ]
-        width = self._weight.shape[1]
-        exact = torch.promote_types(self._weight.dtype, torch.float32)
-        kinds: dict[str, tuple[list[tuple[int, ...]], torch.dtype]] = {
-            "hidden": ([(len(targets), width) for targets in self._targets], self._weight.dtype),
-            "summary": ([(2, len(targets)) for targets in self._targets], exact),
-            "normalizer": ([(len(targets),) for targets in self._targets], exact),
-            "gradient": ([(len(targets), width) for targets in self._targets], self._weight.dtype),
-        }
-        self._coming = {
-            name: [
-                _Coming(rank, self._groups[name], shapes, self._weight.detach().new_empty(0, dtype=dtype))
-                for rank in (self._others if self._is_last else [self._last])
-            ]
-            for name, (shapes, dtype) in kinds.items()
-            if (name in _FROM_LAST) != self._is_last
-        }
+        self._wanted = [labels != IGNORE for labels in self._labels]
+        self._targets = [labels[wanted].to(self._engine.device) for labels, wanted in zip(self._labels, self._wanted)]
+        self._messages.begin([len(targets) for targets in self._targets])
         self._shares: deque[ShareOfScores] = deque()
-        self._own: dict[str, deque[Tensor]] = {name: deque() for name in self._groups}
-        self._numbers = {name: count() for name in ("hidden", "scores", "merge", "gradient", "back")}
+        self._next = {name: count() for name in ("hand_out", "score", "merge", "gradient", "collect")}
 
     def hand_out(self, hidden_BLD: Tensor) -> None:
         """The last stage's hidden states of the next micro-batch, to all."""
-        wanted = self._wanted[next(self._numbers["hidden"])]
-        self._send("hidden", hidden_BLD.detach()[wanted.to(hidden_BLD.device)])
+        wanted = self._wanted[next(self._next["hand_out"])]
+        self._messages.send("hidden", hidden_BLD.detach()[wanted.to(hidden_BLD.device)])
 
     def score(self) -> None:
         """The next micro-batch against this stage's rows."""
-        targets = self._targets[next(self._numbers["scores"])]
-        share = ShareOfScores(
-            self._take("hidden")[0], self._weight, targets, num_rows=self._num_rows, ranks=self._ranks
-        )
+        targets = self._targets[next(self._next["score"])]
+        (hidden,) = self._messages.take("hidden")
+        split = self._split
+        share = ShareOfScores(hidden, self._weight, targets, num_rows=split.length, ranks=split.ranks)
         self._shares.append(share)
-        self._send("summary", share.summary)
+        self._messages.send("summary", share.summary)
 
     def merge(self) -> None:
         """On the last stage: the loss of the next micro-batch, and its normalizers to all."""
         engine = self._engine
-        next(self._numbers["merge"])
-        normalizer, losses = merge(self._take("summary"))
-        self._send("normalizer", normalizer)
+        normalizer, losses = merge(self._messages.take("summary"))
+        if self._has_targets("merge"):
+            self._messages.arrived("hidden")
+        self._messages.send("normalizer", normalizer)
         loss = losses.sum() / self._per_micro_batch
         engine.total_loss = loss if engine.total_loss is None else engine.total_loss + loss
 
     def gradient(self) -> None:
         """Of the next micro-batch: of the rows, and this stage's part of that of the hidden states."""
         engine = self._engine
-        (normalizer,) = self._take("normalizer")
-        next(self._numbers["gradient"])
+        (normalizer,) = self._messages.take("normalizer")
+        if self._has_targets("gradient") and not engine.is_last_stage():
+            self._messages.arrived("summary")
         scale = 1 / (self._per_micro_batch * engine.micro_batches)
-        share = self._shares.popleft()
         engine._running_engine_backward = True
         try:
-            part = share.backward(normalizer, scale)
+            part = self._shares.popleft().backward(normalizer, scale)
         finally:
             engine._running_engine_backward = False
         if self._place is not None:
             # This weight alone: DeepSpeed's own function would add the gradients of all others a second time.
             engine.optimizer._update_hp_grad(self._weight, *self._place, clear_lp_grads=False)
             self._weight.grad = None
-        self._send("gradient", part)
+        self._messages.send("gradient", part)
 
     def collect(self, hidden_BLD: Tensor) -> Tensor:
         """The gradient (B, L, D) of the last stage's hidden states of the next micro-batch, of all stages' parts."""
-        wanted = self._wanted[next(self._numbers["back"])].to(hidden_BLD.device)
-        parts = self._take("gradient")
+        number = next(self._next["collect"])
+        parts = self._messages.take("gradient")
+        if len(self._targets[number]):
+            self._messages.arrived("normalizer")
         exact = torch.promote_types(hidden_BLD.dtype, torch.float32)
         gradient = torch.zeros_like(hidden_BLD, requires_grad=False)
-        gradient[wanted] = torch.stack(parts).sum(0, dtype=exact).to(hidden_BLD.dtype)
+        gradient[self._wanted[number].to(hidden_BLD.device)] = (
+            torch.stack(parts).sum(0, dtype=exact).to(hidden_BLD.dtype)
+        )
         return gradient
-
-    def gather_rows(self) -> Tensor:
-        """All rows. Every stage calls."""
-        return self._split.assemble(self._weight.detach())
 
     def finish(self) -> None:
         """Wait for what was sent."""
-        for boxes in self._out.values():
-            for box in boxes:
-                box.wait()
+        self._messages.finish()
+
+    def gather_rows(self) -> None:
+        """Keep all rows on the last stage. Every stage calls."""
+        rows = self._split.assemble(self._weight.detach())
+        self.whole = rows if self._engine.is_last_stage() else rows.new_empty(0)
+
+    def _has_targets(self, step: str) -> bool:
+        """Whether the next micro-batch of a step has any."""
+        return len(self._targets[next(self._next[step])]) > 0
 
     @property
     def _per_micro_batch(self) -> float:
-        loss_fn = self._engine.module.loss_fn
-        if loss_fn.targets_per_micro_batch is None:
+        targets = self._engine.module.loss_fn.targets_per_micro_batch
+        if targets is None:
             raise RuntimeError("the number of targets of the step is not known")
-        return float(loss_fn.targets_per_micro_batch) or 1.0
-
-    def _send(self, name: str, tensor: Tensor) -> None:
-        """To all that wait for it; the last stage's own part stays here."""
-        tensor = tensor.contiguous()
-        if name in _FROM_LAST or self._is_last:
-            self._own[name].append(tensor)
-        if (name in _FROM_LAST) == self._is_last and tensor.numel():
-            for box in self._out[name]:
-                box.put(tensor)
-
-    def _take(self, name: str) -> list[Tensor]:
-        """Of the next micro-batch: from the last stage, or on it from all stages in their order."""
-        own = [self._own[name].popleft()] if self._own[name] else []
-        if (name in _FROM_LAST) == self._is_last:
-            return own
-        return [coming.take() for coming in self._coming[name]] + own
+        return float(targets) or 1.0
 
 
-_FROM_LAST = ("hidden", "normalizer")
-"""What the last stage sends; the rest it receives."""
+def _mark(labels: list[Tensor]) -> int:
+    """A number that is another one for other labels, all but certainly."""
+    mark = 1
+    for part in labels:
+        flat = part.flatten().to(torch.int64)
+        weights = torch.arange(1, len(flat) + 1, device=flat.device)
+        mark = (mark * 1_000_003 + int((flat * weights).sum()) + len(flat)) % (2**61 - 1)
+    return mark
 
 
 def bind_spread_head(engine: Any, bindings: Bindings) -> None:
     """Let a pipeline engine whose stages share the head train, behind :func:`bind_eager_schedule`."""
     head = SpreadHead(engine)
-    bindings.bind(engine, "spread_head", head)
+    bindings.bind(engine, HEAD, head)
 
     def train_schedule() -> SpreadHeadSchedule:
         return SpreadHeadSchedule(
@@ -303,12 +273,12 @@ def bind_spread_head(engine: Any, bindings: Bindings) -> None:
 
 @contextmanager
 def gathered_rows(engine: Any) -> Iterator[None]:
-    """Keep all rows of a head that stages share on each of them, for the block; otherwise do nothing. Every stage calls."""
-    head = getattr(engine, "spread_head", None)
+    """Keep all rows of a head that stages share on the last of them, for the block; otherwise do nothing. Every stage calls."""
+    head = getattr(engine, HEAD, None)
     if head is None or head.whole is not None:
         yield
         return
-    head.whole = head.gather_rows()
+    head.gather_rows()
     try:
         yield
     finally:
@@ -318,7 +288,7 @@ def gathered_rows(engine: Any) -> Iterator[None]:
 @contextmanager
 def whole_head(engine: Any) -> Iterator[None]:
     """Let the last stage score against all rows, for the block, where stages share the head. Every stage calls."""
-    head = getattr(engine, "spread_head", None)
+    head = getattr(engine, HEAD, None)
     if head is None:
         yield
         return

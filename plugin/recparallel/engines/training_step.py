@@ -13,7 +13,6 @@ from deepspeed.runtime.pipe import schedule
 from recparallel import events
 from recparallel.engines import eager_schedule, spread_head
 from recparallel.engines.bindings import Bindings
-from recparallel.errors import ConfigError
 from recparallel.models.losses import TargetLoss
 
 PHASES = {
@@ -48,8 +47,8 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
         source = data_iter if data_iter is not None else engine.data_iterator
         loader = engine.training_dataloader
         batches = None if source is None else [next(source) for _ in range(engine.micro_batches)]
-        if hasattr(engine, "spread_head"):
-            engine.module.step_labels = _labels_on_every_stage(engine, batches)
+        if (head := getattr(engine, spread_head.HEAD, None)) is not None:
+            head.expect(batches)
         if engine.module.seed_layers:
             first = engine.global_steps * engine.grid.data_parallel_size + engine.grid.data_parallel_id
             engine.module.micro_offset = first * engine.micro_batches
@@ -75,7 +74,7 @@ def counted_targets(engine: Any, batches: list[Any] | None, num_micro_batches: i
     Only last stages hold labels that count, or all where they share the head, and only a :class:`TargetLoss` wants to know.
     """
     loss_fn = engine.module.loss_fn
-    counts = engine.is_last_stage() or hasattr(engine, "spread_head")
+    counts = engine.is_last_stage() or hasattr(engine, spread_head.HEAD)
     if not isinstance(loss_fn, TargetLoss) or not counts or batches is None:
         yield
         return
@@ -90,15 +89,6 @@ def counted_targets(engine: Any, batches: list[Any] | None, num_micro_batches: i
         yield
     finally:
         bindings.remove()
-
-
-def _labels_on_every_stage(engine: Any, batches: list[Any] | None) -> list[torch.Tensor]:
-    if batches is None:
-        raise ConfigError(
-            f"stage {engine.stage_id} has no data: with recparallel.spread_head every stage scores against its rows and needs the "
-            "labels; give train_batch an iterator on every rank"
-        )
-    return [labels for _, labels in batches]
 
 
 def _measured(name: str, run: Callable[..., None]) -> Callable[..., None]:

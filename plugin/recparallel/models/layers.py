@@ -162,7 +162,19 @@ def head_output(hidden_BLD: Tensor, table_SD: Tensor) -> HeadOutput:
     """What a head gives: the table as a view of its parameter, as DeepSpeed prepares a backward pass (0.19) when the gradient of
     the first output arrives that an operation has made, and then forgets bf16 gradients that were there before: a parameter's
     own gradient would be."""
-    return hidden_BLD, table_SD.view_as(table_SD)
+    return hidden_BLD, _View.apply(table_SD)
+
+
+class _View(torch.autograd.Function):
+    """The same numbers as an operation's output; torch's own views take no sparse gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def scores_at(outputs: HeadOutput, positions_B: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def check_spreadable(recommender: Recommender) -> None:
             "recparallel.spread_head with a tied head: its rows are those of the embedding, which the first stage looks up; use a "
             "head of its own (tied=False)"
         )
-    if not isinstance(recommender.loss_fn, CrossEntropy):
+    if type(recommender.loss_fn) is not CrossEntropy:
         raise ConfigError(
             f"recparallel.spread_head with loss {type(recommender.loss_fn).__name__}: stages share the softmax over the whole "
             "catalogue (cross_entropy); other losses score few rows, or in chunks"

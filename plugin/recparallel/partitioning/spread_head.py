@@ -11,8 +11,8 @@ from recparallel.partitioning.costs import Costs, Group
 from recparallel.partitioning.step_costs import step_costs
 from recparallel.plan import Partition, Profile, SpreadLayer
 
-_SCORED_AT_ONCE = 2
-"""Micro-batches whose scores a stage keeps: those of one are made before the gradient of the one before is."""
+_SCORED_AT_ONCE = 1
+"""Micro-batches whose scores a stage keeps: the gradient of one is made before the scores of the next."""
 
 Solver = Callable[[Profile, int], Partition]
 
@@ -22,7 +22,8 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
 
     1. ``solve`` cuts the other layers.
     2. A stage waits for its first activation, and at the end of a step for the stages in front of it: later stages have less time.
-       The head's work goes to the stages that would be done first, until all that have some of it are done at the same time.
+       The last one also sends hidden states to all others and receives their gradients, which takes from its computation. The
+       head's work goes to the stages that would be done first, until all that have some of it are done at the same time.
 
     Raises:
         PartitionError: there are not enough layers; or as ``solve``.
@@ -45,7 +46,8 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
     costs = Costs(others, stages)
     order = [costs.groups[d] for d in found.device_order or range(stages)]
     speeds = [group.speed for group in order]
-    taken = stage_seconds(costs, order, found.bounds)
+    messages = _message_seconds(costs, order, others.layers[-1].boundary_bytes)
+    taken = [own + extra for own, extra in zip(stage_seconds(costs, order, found.bounds), messages)]
     number = costs.num_micro_batches
     work = _level(
         [own + waits / number for own, waits in zip(taken, _waits(costs, order, found.bounds))], speeds, head.seconds
@@ -57,9 +59,19 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
             "bounds": (*found.bounds[:-1], len(profile.layers)),
             "stage_seconds": tuple(own + part / speed for own, part, speed in zip(taken, work, speeds)),
             "step_seconds": None,
+            "optimal": False,
             "spread": (SpreadLayer(layer=len(profile.layers) - 1, stages=tuple(range(stages)), shares=shares),),
         }
     )
+
+
+def _message_seconds(costs: Costs, order: Sequence[Group], num_bytes: int) -> list[float]:
+    """Seconds of computing that the hidden states of a micro-batch and their gradient take from each stage, on their way between
+    the last one and every other."""
+    last = order[-1]
+    links = [costs.link(group, last) for group in order[:-1]]
+    each = [0.0 if link is None else 2 * num_bytes * link.busy_seconds_per_byte for link in links]
+    return [*each, sum(each)]
 
 
 def _waits(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> list[float]:

@@ -45,6 +45,8 @@ class TensorRanks:
     def _first(self, count: int, rank: int) -> int:
         if not self.shares:
             return count * rank // self.size
+        if rank == self.size:
+            return count
         first = 0
         for number in range(rank):
             wanted = round(count * sum(self.shares[: number + 1]))

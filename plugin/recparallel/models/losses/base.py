@@ -51,7 +51,9 @@ class TargetLoss(ABC):
         Raises:
             ConfigError: the loss needs the whole table.
         """
-        if not self.knows_shares and not ranks.alone:
+        if (
+            not vars(type(self)).get("knows_shares", False) and not ranks.alone
+        ):  # not by inheritance: ``total`` may be its own
             raise ConfigError(
                 f"loss {type(self).__name__} needs the whole table on every rank, which {ranks.size} tensor ranks share; "
                 "use recparallel.tensor 1"

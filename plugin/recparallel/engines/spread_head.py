@@ -35,7 +35,7 @@ from recparallel.engines.eager_schedule import (
 from recparallel.engines.head_messages import HeadMessages
 from recparallel.errors import ConfigError
 from recparallel.models.losses import IGNORE
-from recparallel.models.losses.over_stages import ShareOfScores, merge
+from recparallel.models.losses.softmax import ShareOfScores, merge
 from recparallel.partitioning.spread_schedule import activations_kept, spread_head_order
 from recparallel.tensor_parallel.split import split_of
 
@@ -175,10 +175,11 @@ class SpreadHead:
         (normalizer,) = self._messages.take("normalizer")
         if self._has_targets("gradient") and not engine.is_last_stage():
             self._messages.arrived("summary")
-        scale = 1 / (self._per_micro_batch * engine.micro_batches)
+        scale = normalizer.new_tensor(1 / (self._per_micro_batch * engine.micro_batches))
+        part, of_rows = self._shares.popleft().gradients(normalizer, scale)
         engine._running_engine_backward = True
-        try:
-            part = self._shares.popleft().backward(normalizer, scale)
+        try:  # by way of autograd, which tells the optimizer's hooks
+            self._weight.view_as(self._weight).backward(of_rows)
         finally:
             engine._running_engine_backward = False
         if self._place is not None:

@@ -25,12 +25,12 @@ def spread_head_order(stage: int, stages: int, micro_batches: int) -> Iterator[t
     scores: tuple[Step, int] = ("scores", 0)
     for slot in range(-before, micro_batches + _BACKWARD + before):
         order: tuple[tuple[Step, int], ...]
-        if before == 0:
-            order = (forward, merge, gradient, backward, scores)
-        elif slot < micro_batches:
-            order = (forward, backward, gradient, scores)  # the normalizers have the time of a backward pass to arrive
-        else:
-            order = (gradient, backward)  # all wait for the last gradients, so they come first
+        if slot >= micro_batches:  # all wait for the last normalizers and gradients: they come first
+            order = (merge, gradient, backward) if before == 0 else (gradient, backward)
+        elif before == 0:  # the other stages' scores have the time of a backward pass to arrive
+            order = (forward, backward, merge, gradient, scores)
+        else:  # and so have the normalizers
+            order = (forward, backward, scores, gradient)
         for step, delay in order:
             if 0 <= slot - delay < micro_batches:
                 yield step, slot - delay

@@ -37,6 +37,8 @@ class Pool:
     def _start(self) -> None:
         context = get_context("spawn")
         port = self._port = _free_port()
+        for stale in Path(tempfile.gettempdir()).glob(f"world-{port}-*"):
+            stale.unlink()  # of workers that were killed: a world must not meet in it
         descriptor, self._dump = tempfile.mkstemp(prefix="stacks-")
         os.close(descriptor)
         self._pipes: list[Connection] = []

@@ -61,11 +61,10 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
 @pytest.mark.parametrize(
     ("processes", "section", "more", "under"),
     [
-        (2, {"stages": 2}, {}, {"recparallel": {"stages": 1}, "zero_optimization": {"stage": 1}}),
         (2, {"stages": 1, "compression": {"codec": "top_k", "ratio": 0.1}}, {"zero_optimization": {"stage": 1}}, None),
         (2, {"stages": 2, "spread_head": True}, {}, {"recparallel": {"stages": 1, "tensor": 2}}),
     ],
-    ids=["pipeline, resumed as replicas with ZeRO-1", "top_k with ZeRO-1", "spread head, resumed as tensor ranks"],
+    ids=["top_k with ZeRO-1", "pipeline with a spread head, resumed as tensor ranks"],
 )
 def test_resume_gives_the_losses_of_the_uninterrupted_run(log, tmp_path, monkeypatch, processes, section, more, under):
     config = write_config(tmp_path / "ds.json", recparallel=section, **more)

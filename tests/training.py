@@ -18,7 +18,6 @@ SIZE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attentio
 FEW_KEYS = {**SIZE, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "pad_token_id": None}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **SIZE},
-    "llama, one key head": {"model_type": "llama", **FEW_KEYS, "num_key_value_heads": 1},
     "mistral": {"model_type": "mistral", **FEW_KEYS, "sliding_window": 4},
     "qwen2": {"model_type": "qwen2", **FEW_KEYS},
     "qwen3": {"model_type": "qwen3", **FEW_KEYS},

@@ -88,7 +88,7 @@ def test_untied_ends_go_on_too(pools, tmp_path):
     ],
 )
 def test_tensor_ranks_go_on_from_any_plan_and_any_plan_from_them(pools, tmp_path, plan, others, tied):
-    _goes_on(pools, tmp_path, plan, others, tied=tied, dropout=0.0, family="llama, one key head")
+    _goes_on(pools, tmp_path, plan, others, tied=tied, dropout=0.0, family="qwen3, one key head")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_every_family_gives_the_losses_and_weights_of_one_process(pools, plan, f
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bf16_losses_are_near_those_of_one_process(pools, family):
-    processes, run = planned("TP 2 x PP 2", family=family, steps=STEPS, dtype="bf16")
+    processes, run = planned("TP 2 x PP 2", family=family, steps=5, dtype="bf16")
     for losses in pools[processes].run(train_on_engine, run=run):
         assert losses == pytest.approx(reference(run), rel=BF16.get(family, 2e-3))
 
@@ -60,17 +60,17 @@ def _agree(pools, plan, **options) -> None:
 @pytest.mark.parametrize("loss", ["cross_entropy", "chunked_cross_entropy", "sampled_softmax"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_loss_runs_over_shares_of_the_catalogue(pools, loss, tied):
-    _agree(pools, "TP 2 x PP 2", loss=loss, tied=tied, steps=STEPS)
+    _agree(pools, "TP 2 x PP 2", loss=loss, tied=tied, steps=4)
 
 
 @pytest.mark.parametrize("plan", ["TP 2", "TP 2 x PP 2 x DP 2"])
 def test_zero_1(pools, plan):
-    _agree(pools, plan, zero=1, steps=STEPS, family="qwen3, one key head")
+    _agree(pools, plan, zero=1, steps=4, family="qwen3, one key head")
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "eager_1f1b"])
 def test_both_schedules_and_a_hook(pools, schedule):
-    _agree(pools, "TP 2 x PP 2 x DP 2", steps=STEPS, schedule=schedule, compression={"codec": "none"})
+    _agree(pools, "TP 2 x PP 2 x DP 2", steps=4, schedule=schedule, compression={"codec": "none"})
 
 
 @pytest.mark.parametrize("partition", ["parameters", "profile", "simulated"])

@@ -15,7 +15,7 @@ from benchmarks.peers.sides import Side, get_side
 from benchmarks.results import Bound, Results
 from benchmarks.study import Study, run_study
 from benchmarks.study_metrics import RATE, extra
-from benchmarks.study_tables import write_between_markers
+from benchmarks.study_tables import markdown_table, write_between_markers
 from benchmarks.workloads import Workload
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "THP_MEM_ALLOC_ENABLE": "1"}
@@ -162,9 +162,8 @@ def _conclude(results: Results, path: Path, document: Path | None) -> None:
         pictures.append(f"![stages of {cells[0]} on {cells[1]}]({path.parent.name}/{name})")
     console.print(table)
     if document is not None:
-        rows = [COLUMNS, ("---",) * len(COLUMNS), *lines]
-        text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        write_between_markers(document, "\n\n".join([text, *pictures]), name=_PREDICTIONS)
+        text = "\n\n".join([markdown_table(COLUMNS, lines), *pictures])
+        write_between_markers(document, text, name=_PREDICTIONS)
 
 
 STUDY = Study(

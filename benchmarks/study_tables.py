@@ -71,14 +71,16 @@ def markdown_tables(results: Results, *, base: str) -> str:
     ]
     for workload, cluster in dict.fromkeys((row.workload, row.cluster) for row in results.rows):
         parts += [f"### `{workload}` on `{cluster}`", _summary(results, workload, cluster, base=base)]
-        rows = [COLUMNS, ("---",) * len(COLUMNS)]
-        rows += [
-            tuple(_escape(cell) for cell in line.cells) for line in lines_of(results, workload, cluster, base=base)
-        ]
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        lines = lines_of(results, workload, cluster, base=base)
+        parts.append(markdown_table(COLUMNS, [[_escape(cell) for cell in line.cells] for line in lines]))
         if failed := failures_of(results, workload, cluster):
             parts.append("\n".join(f"- {_escape(sentence)}" for sentence in failed))
     return "\n\n".join(parts)
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns), *lines))
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from benchmarks.peers.sides import Side, get_side
 from benchmarks.results import Results
 from benchmarks.study import Study, run_study
 from benchmarks.study_metrics import RATE
-from benchmarks.study_tables import write_between_markers
+from benchmarks.study_tables import markdown_table, write_between_markers
 from benchmarks.workloads import Workload
 
 SPREAD, WHOLE = "recparallel spread", "recparallel"
@@ -124,13 +124,12 @@ def _conclude(results: Results, path: Path, document: Path | None) -> None:
         table.add_row(*cells)
     console.print(table)
     if document is not None:
-        rows = [COLUMNS, ("---",) * len(COLUMNS), *lines]
         pictures = [
             f"![sides of {line[0]} on {line[1]}]({path.parent.name}/{path.stem}-{line[0]}-{line[1]}.png)"
             for line in lines
         ]
-        text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        write_between_markers(document, "\n\n".join([text, *pictures]), name=_COMPARISON)
+        text = "\n\n".join([markdown_table(COLUMNS, lines), *pictures])
+        write_between_markers(document, text, name=_COMPARISON)
 
 
 STUDY = Study(

@@ -216,3 +216,18 @@ def train(engine: Any, run: Run, *, first: int = 0) -> list[float]:
 
 def train_on_engine(run: Run) -> list[float]:
     return train(make_engine(run), run)
+
+
+def ranks_of_some_targets(engine: Any) -> list[int]:
+    """Ranks of the targets of 23 users, of whom the last batch is short."""
+    import datasets
+
+    from recparallel.engines.ranking import rank_targets
+
+    users = range(23)
+    histories = [[1 + (user + k) % NUM_ITEMS for k in range(5)] for user in users]
+    rows = [
+        {"history": h, "target": 1 + (u + 7) % NUM_ITEMS, "seen": [u % NUM_ITEMS + 1]} for u, h in zip(users, histories)
+    ]
+    found: list[int] = rank_targets(engine, datasets.Dataset.from_list(rows), max_length=LENGTH).tolist()
+    return found

@@ -6,6 +6,7 @@ from training import (
     Run,
     deepspeed_config,
     make_engine,
+    ranks_of_some_targets,
     recommender,
     reference,
     reference_weights,
@@ -81,18 +82,9 @@ def test_every_row_of_the_head_is_written_once(pools, shares, rows):
 
 def ranked(run):
     """Ranks of targets after a training, and the losses of more of it: ranking leaves it alone."""
-    import datasets
-
-    from recparallel.engines.ranking import rank_targets
-
     engine = make_engine(run)
     train(engine, run)
-    rows = [
-        {"history": [1 + (u + k) % 40 for k in range(5)], "target": 1 + (u + 7) % 40, "seen": [u % 40 + 1]}
-        for u in range(13)
-    ]
-    found = rank_targets(engine, datasets.Dataset.from_list(rows), max_length=12).tolist()
-    return found, train(engine, run)
+    return ranks_of_some_targets(engine), train(engine, run)
 
 
 def test_targets_rank_as_in_one_process_and_training_goes_on(pools):

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from training import FAMILIES, Run, make_engine, recommender, reference, reference_weights, train, train_on_engine
+from training import (
+    FAMILIES,
+    Run,
+    make_engine,
+    ranks_of_some_targets,
+    recommender,
+    reference,
+    reference_weights,
+    train,
+    train_on_engine,
+)
 
 RTOL = 1e-5  # fp32; sums are made in another order
 BF16 = {"gemma2": 1e-2}
@@ -79,7 +89,7 @@ def test_cuts_are_the_same_on_all_ranks(pools, partition):
 
 
 def with_dropout(run):
-    """Losses, the ranks' whole weights, and whether attention drops the same on both."""
+    """Losses, and whether the weights that every rank has are the same on all."""
     import torch.distributed as dist
 
     engine = make_engine(run)
@@ -103,17 +113,9 @@ def test_with_dropout_ranks_stay_together(pools, family):
 
 def ranked(run):
     """Ranks of targets, after a training."""
-    import datasets
-
-    from recparallel.engines.ranking import rank_targets
-
     engine = make_engine(run)
     train(engine, run)
-    rows = [
-        {"history": [1 + (u + k) % 40 for k in range(5)], "target": 1 + (u + 7) % 40, "seen": [u % 40 + 1]}
-        for u in range(23)
-    ]
-    return rank_targets(engine, datasets.Dataset.from_list(rows), max_length=12).tolist()
+    return ranks_of_some_targets(engine)
 
 
 @pytest.mark.parametrize("plan", ["TP 2", "TP 2 x PP 2 x DP 2"])

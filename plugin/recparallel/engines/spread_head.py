@@ -6,8 +6,8 @@
 4. Every stage adds to the gradient of its rows and hands its part of the hidden states' gradient to the last one, whose backward
    pass begins with their sum.
 
-Nothing of that blocks: each of the four goes through a group of its own, and what is sent in one slot of the schedule
-(``partitioning/spread_schedule.py``) is taken in a later one. Losses and gradients are those of the head on the last stage, up to
+Nothing of that blocks: each of the four goes through a group of its own, and what one stage sends, others take later in
+their order (``partitioning/spread_schedule.py``). Losses and gradients are those of the head on the last stage, up to
 the order in which sums are made.
 """
 

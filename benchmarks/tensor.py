@@ -11,7 +11,7 @@ from benchmarks.options import Options
 from benchmarks.output import console
 from benchmarks.partition import KEEP_MEMORY
 from benchmarks.peers.recparallel_pipeline import EXTRAS
-from benchmarks.peers.sides import Side, get_side
+from benchmarks.peers.sides import GIVEN_OURS, Side, get_side
 from benchmarks.results import Results
 from benchmarks.study import Study, run_study
 from benchmarks.study_metrics import RATE
@@ -19,7 +19,7 @@ from benchmarks.study_tables import markdown_table, write_between_markers
 from benchmarks.workloads import Workload
 
 SPREAD, WHOLE = "recparallel spread", "recparallel"
-"""All stages share the head; the head on the last stage."""
+"""Stages share the head; the head on the last stage."""
 
 _PIPELINES = ("ds pp uniform", "ds pp parameters", "ds dualpipev", "ds pp2 dp2")
 _OURS = (
@@ -40,6 +40,8 @@ COLUMNS = (
     "over it",
     "best stock pipeline",
     "over it",
+    "ds pp uniform with our kernels",
+    "over it",
     "all work together allows",
     "fastest of ours",
     "fastest stock",
@@ -48,8 +50,9 @@ COLUMNS = (
 
 
 def sides_of(workload: Workload) -> tuple[Side, ...]:
-    """Stock pipelines, ours and its combinations, and AutoTP, which comes last."""
-    return tuple(side for side in map(get_side, (*_PIPELINES, *_OURS, "ds autotp")) if side.suits(workload))
+    """Stock pipelines, one of them with our kernels, ours and its combinations, and AutoTP, which comes last."""
+    names = (*_PIPELINES, GIVEN_OURS.name, *_OURS, "ds autotp")
+    return tuple(side for side in map(get_side, names) if side.suits(workload))
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Finding:
 
     Attributes:
         workload, cluster: where.
-        spread, whole: our pipeline over all ranks, the head shared by all stages or on the last.
+        spread, whole: our pipeline over all ranks, the head shared by stages or on the last.
         pipeline: the best stock pipeline.
+        given_ours: a stock pipeline with our softmax and attention, where it ran: what is left of our lead is the pipeline's.
         ours, stock: the best of all.
         bound: what computing alone would allow if all work were shared evenly.
     """
@@ -69,6 +73,7 @@ class Finding:
     spread: float
     whole: float
     pipeline: tuple[float, str]
+    given_ours: float | None
     ours: tuple[float, str]
     stock: tuple[float, str]
     bound: float | None
@@ -95,8 +100,9 @@ def findings(results: Results) -> Iterator[Finding]:
             spread=rates[SPREAD],
             whole=rates[WHOLE],
             pipeline=max(pipelines),
+            given_ours=rates.get(GIVEN_OURS.name),
             ours=max((rates[side], side) for side in _OURS if side in rates),
-            stock=max((rate, side) for side, rate in rates.items() if side.startswith("ds") and "control" not in side),
+            stock=max((rates[side], side) for side in (*_PIPELINES, "ds autotp") if side in rates),
             bound=bounds[0] if bounds else None,
         )
 
@@ -110,6 +116,8 @@ def _cells(found: Finding) -> tuple[str, ...]:
         f"{found.spread / found.whole:.2f}",
         f"{found.pipeline[0]:.1f} ({found.pipeline[1]})",
         f"{found.spread / found.pipeline[0]:.2f}",
+        "" if found.given_ours is None else f"{found.given_ours:.1f}",
+        "" if found.given_ours is None else f"{found.spread / found.given_ours:.2f}",
         "" if found.bound is None else f"{found.bound:.1f}",
         f"{found.ours[0]:.1f} ({found.ours[1]})",
         f"{found.stock[0]:.1f} ({found.stock[1]})",

@@ -57,6 +57,7 @@ class Run:
     dtype: str = "fp32"
     loss: str = "cross_entropy"
     schedule: str = "eager_1f1b"
+    attention: str = "model"
     num_items: int = NUM_ITEMS
     compression: dict[str, Any] | None = None
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -177,6 +178,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
             "tensor": run.tensor,
             "spread_head": run.spread_head,
             "schedule": run.schedule,
+            "attention": run.attention,
             "partition": {"method": run.partition, "repeats": 1, "warmup": 0},
         },
         **run.deepspeed,

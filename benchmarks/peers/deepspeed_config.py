@@ -24,7 +24,7 @@ def config_of(job: Job, *, num_replicas: int, zero: int = 0, own_optimizer: bool
         "zero_allow_untested_optimizer": True,
     }
     if not own_optimizer:
-        params = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "torch_adam": True}
+        params = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "torch_adam": True, "fused": True}
         config["optimizer"] = {"type": "AdamW", "params": params}
     if job.setting.precision == "bf16":
         config["bf16"] = {"enabled": True}

@@ -57,6 +57,7 @@ class Ours:
             "stages": num_stages,
             "tensor": tensor,
             "spread_head": spread_head,
+            "attention": "fastest",
             "partition": {"method": method, "cache": False},
         }
         self._predicts = num_stages > 1 and tensor == 1 and not spread_head

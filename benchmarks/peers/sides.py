@@ -5,7 +5,7 @@ AutoTP comes last in it, as it changes DeepSpeed's process-global mode. A side t
 """
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.trainer import Job, Trainer
@@ -35,6 +35,8 @@ class Side:
         updated_once: each weight is updated by one rank only, although there are replicas.
         settles: steps that it needs before its steady state, beside the warm-up of every side.
         measures: it measures links while it is built, so they keep their limit meanwhile.
+        kernels: of softmax and attention: ``stock``, ``ours``, or ``engine`` where ours chooses them itself
+            (:mod:`benchmarks.peers.kernels`).
         workloads: those it is for; empty means all.
     """
 
@@ -48,13 +50,15 @@ class Side:
     updated_once: bool = False
     settles: int = 0
     measures: bool = False
+    kernels: str = "stock"
     workloads: tuple[str, ...] = ()
 
     def build(self, job: Job, recommender: "Recommender") -> Trainer:
         """The side on this rank."""
-        trainer: Trainer = importlib.import_module(f"benchmarks.peers.{self.module}").build(
-            job, recommender, **self.options
-        )
+        from benchmarks.peers.kernels import KERNELS
+
+        module = importlib.import_module(f"benchmarks.peers.{self.module}")
+        trainer: Trainer = module.build(job, KERNELS[self.kernels](recommender, job), **self.options)
         return trainer
 
     def suits(self, workload: Workload) -> bool:
@@ -83,7 +87,7 @@ class Side:
 
 
 ALONE = {
-    sparse: Side(name, "alone", REPLICATED, "alone", {"sparse": sparse})
+    sparse: Side(name, "alone", REPLICATED, "alone", {"sparse": sparse}, kernels="ours")
     for sparse, name in ((False, "alone"), (True, "alone sparse"))
 }
 """One process without an exchange, by kind of table gradient; not sides, but the basis of their compute bounds."""
@@ -94,7 +98,17 @@ BASE = "ds dp"
 def _hybrid(name: str, *, stages: int, tensor: int = 1, spread_head: bool = False) -> Side:
     options = {"method": "simulated_any_order", "stages": stages, "tensor": tensor, "spread_head": spread_head}
     kind = PIPELINE if stages != 1 else TENSOR if tensor == 4 else REPLICATED
-    return Side(name, "recparallel_pipeline", kind, "main", options, stages=stages, tensor=tensor, measures=stages != 1)
+    return Side(
+        name,
+        "recparallel_pipeline",
+        kind,
+        "main",
+        options,
+        stages=stages,
+        tensor=tensor,
+        measures=stages != 1,
+        kernels="engine",
+    )
 
 
 _OURS = {
@@ -108,6 +122,7 @@ _OURS = {
             {"method": "simulated_any_order"},
             stages=0,
             measures=True,
+            kernels="engine",
         ),
         _hybrid("recparallel spread", stages=0, spread_head=True),
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
@@ -154,6 +169,9 @@ SIDES: dict[str, Side] = {
     )
 }
 
+GIVEN_OURS = replace(SIDES["ds pp uniform"], name="ds pp uniform (our kernels)", kernels="ours")
+"""What of our pipeline's lead is the pipeline's: stock with the same softmax and attention. Not a stock side."""
+
 
 def get_side(name: str) -> Side:
     """The side of this name, ours and those of :data:`ALONE` too.
@@ -161,7 +179,7 @@ def get_side(name: str) -> Side:
     Raises:
         UnknownNameError: there is none; the message lists those that exist and the nearest.
     """
-    known = {**SIDES, **_OURS, **{side.name: side for side in ALONE.values()}}
+    known = {**SIDES, **_OURS, GIVEN_OURS.name: GIVEN_OURS, **{side.name: side for side in ALONE.values()}}
     if name not in known:
         raise UnknownNameError("side", name, known, where="benchmarks.peers.sides")
     return known[name]

@@ -7,7 +7,7 @@ process group exists and imports neither torch nor DeepSpeed.
 import difflib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +19,8 @@ SECTION = "recparallel"
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
 """Partition methods that DeepSpeed implements itself; they are handed to it unchanged."""
+
+AttentionChoice: TypeAlias = Literal["model", "fastest", "sdpa", "eager"]
 
 
 class _Section(BaseModel):
@@ -100,6 +102,8 @@ class RecParallelConfig(_Section):
             that tensor ranks share does).
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
             is DeepSpeed's own.
+        attention: how blocks compute it: ``model`` as the model's config says, ``fastest`` as is the fastest on these ranks,
+            measured at the start, or one of transformers' ways by name.
         partition: how layers are cut into stages.
         compression: what replicas exchange; leave it out and DeepSpeed's own exchange runs untouched.
     """
@@ -109,6 +113,7 @@ class RecParallelConfig(_Section):
     spread_head: bool = Field(default=False, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
     schedule: PipelineScheduleName = DEFAULT_SCHEDULE
+    attention: AttentionChoice = "model"
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
 

@@ -14,6 +14,7 @@ RATES = {
     "ds pp uniform": 10.0,
     "ds pp uniform (control)": 30.0,
     "ds pp2 dp2": 12.0,
+    "ds pp uniform (our kernels)": 16.0,
     "ds autotp": 14.0,
     "recparallel": 15.0,
     "recparallel spread": 18.0,
@@ -34,7 +35,8 @@ def test_each_kind_is_compared_with_its_best():
     assert (found.spread, found.whole) == (18.0, 15.0)
     assert found.pipeline == (12.0, "ds pp2 dp2")
     assert found.ours == (21.0, "recparallel tp2 pp2")
-    assert found.stock == (14.0, "ds autotp")  # the control is none
+    assert found.stock == (14.0, "ds autotp")  # neither the control nor one with our kernels is
+    assert found.given_ours == 16.0
     assert found.bound == 32.0
 
 
@@ -49,7 +51,9 @@ def test_the_table_goes_into_the_document(tmp_path):
     document.parent.mkdir(parents=True)
     document.write_text("\n".join(markers("spread head")))
     tensor.STUDY.conclude(results(), path, document)
-    assert "| head | flat | 18.0 | 15.0 | 1.20 | 12.0 (ds pp2 dp2) | 1.50 | 32.0 |" in document.read_text()
+    assert (
+        "| head | flat | 18.0 | 15.0 | 1.20 | 12.0 (ds pp2 dp2) | 1.50 | 16.0 | 1.12 | 32.0 |" in document.read_text()
+    )
 
 
 def test_sides_divide_all_ranks_and_autotp_comes_last():

@@ -44,6 +44,7 @@ from recparallel.engines.spread_head import bind_spread_head
 from recparallel.engines.tied_exchange import bind_tied_exchange
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
+from recparallel.models.attention import with_attention
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import check_spreadable, shared_among
 from recparallel.plan import ParallelPlan, Partition, Profile
@@ -143,6 +144,8 @@ def initialize(
     if section.spread_head:
         check_spreadable(model)
     shared_among(model, TensorRanks(0, section.tensor))  # refuses what cannot be divided, before any group exists
+    if section.attention not in ("model", "fastest"):
+        model = with_attention(model, section.attention)
     if training_data is not None and max_length is None:
         raise ConfigError("training_data was given without max_length (positions per sequence)")
     if max_length is not None and model.max_length is not None and max_length > model.max_length:
@@ -159,6 +162,7 @@ def initialize(
         partition=section.partition,
         tensor=section.tensor,
         spread_head=section.spread_head,
+        attention=section.attention,
         seed=section.seed,
         dtype=getattr(torch, precision(deepspeed_config)),
         sample=sample,
@@ -232,7 +236,7 @@ def attach(
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
                 bind_eager_schedule(engine, bindings)
-            if getattr(engine.module, "spread_head", None) is not None:
+            if isinstance(engine.module, RecommenderPipeline) and engine.module.partition.spread:
                 bind_spread_head(engine, bindings)
             bind_tied_exchange(engine, bindings)
             bind_native_accumulation(engine, bindings)

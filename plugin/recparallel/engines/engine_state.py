@@ -24,7 +24,7 @@ from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel.split import part_of, split_of
 
 SPREAD_HEAD = "spread_head"
-"""What a pipeline calls its part of a head that all stages share."""
+"""What a pipeline calls its part of a head that stages share."""
 
 
 def parameters_by_name(engine: Any) -> dict[str, nn.Parameter]:
@@ -82,7 +82,7 @@ def collect(engine: Any) -> dict[str, Tensor]:
         for key, value in found.items():
             whole = split.assemble(value.detach()) if split is not None and value.dim() else value
             # What stages share is written by the first that has a part of it.
-            if index % holders == own and (name not in spread or engine.is_first_stage()):
+            if index % holders == own and (name not in spread or split is None or split.ranks.rank == 0):
                 kept[key] = _copied(whole)
     return kept
 
@@ -238,7 +238,7 @@ def _held_elsewhere(engine: Any) -> set[str]:
 
 
 def _spread(engine: Any) -> set[str]:
-    """Names of the weights of a head that all stages share."""
+    """Names of the weights of a head that stages share."""
     own = {id(weight) for name, weight in engine.module.named_parameters() if name.partition(".")[0] == SPREAD_HEAD}
     return {name for name, weight in parameters_by_name(engine).items() if id(weight) in own}
 

@@ -1,4 +1,4 @@
-"""What the last stage of a pipeline and all others tell each other about a head that they share: nothing of it blocks.
+"""What the last stage of a pipeline and the others with rows tell each other about a head that they share: nothing of it blocks.
 
 Each kind of message has a group of its own, in which every rank posts its sends and receives micro-batch by micro-batch: on NCCL
 what is posted in a group runs in that order.
@@ -29,16 +29,18 @@ class HeadMessages:
 
     Args:
         engine: a pipeline engine of DeepSpeed.
+        sharing: stages with rows, the last one among them; another stage has no messages.
         width: of the hidden states.
         dtype: of the weights.
     """
 
-    def __init__(self, engine: Any, *, width: int, dtype: torch.dtype) -> None:
-        stages, place = engine.num_stages, engine.grid.stage_to_global
+    def __init__(self, engine: Any, *, sharing: Sequence[int], width: int, dtype: torch.dtype) -> None:
+        last = engine.num_stages - 1
         self._is_last = bool(engine.is_last_stage())
-        self._peers = {int(place(stage_id=stage)): stage for stage in range(stages - 1)}
-        if not self._is_last:
-            self._peers = {int(place(stage_id=stages - 1)): stages - 1}
+        peers = [stage for stage in sharing if stage != last] if self._is_last else [last]
+        if engine.stage_id not in sharing:
+            peers = []
+        self._peers = {int(engine.grid.stage_to_global(stage_id=stage)): stage for stage in peers}
         self._groups = {kind: dist.new_group() for kind in (*_FROM_LAST, *_TO_LAST)}
         sent, self._received = (_FROM_LAST, _TO_LAST) if self._is_last else (_TO_LAST, _FROM_LAST)
         self._out = {

@@ -10,7 +10,8 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import ProcessTopology
 
 from recparallel import registry
-from recparallel.config import PartitionConfig
+from recparallel.config import AttentionChoice, PartitionConfig
+from recparallel.engines.attention_choice import with_chosen_attention
 from recparallel.engines.device_order import topology_in_order
 from recparallel.engines.measured_profile import obtain_profile
 from recparallel.engines.partition_table import print_partition
@@ -35,7 +36,8 @@ class RecommenderPipeline(PipelineModule):
 
     Args:
         tensor: ranks that share every layer of a stage.
-        spread_head: all stages share the rows of the last layer.
+        spread_head: stages share the rows of the last layer.
+        attention: how blocks compute it.
         dtype: of the weights that will be trained; layers are timed in it.
         sample: one micro-batch, for partitioners that measure; timed by all ranks.
         num_micro_batches: of a step, in each replica.
@@ -59,6 +61,7 @@ class RecommenderPipeline(PipelineModule):
         partition: PartitionConfig,
         tensor: int = 1,
         spread_head: bool = False,
+        attention: AttentionChoice = "model",
         seed: int = 1234,
         dtype: torch.dtype = torch.float32,
         sample: Sample | None = None,
@@ -69,6 +72,8 @@ class RecommenderPipeline(PipelineModule):
         fixed: Partition | None = None,
         **pipeline_options: Any,
     ) -> None:
+        device = get_accelerator().current_device_name()
+        recommender = with_chosen_attention(recommender, attention, sample=sample, device=device, dtype=dtype)
         share = dist.get_rank() % tensor
         ranks = TensorRanks(share, tensor)
         timed = shared_among(recommender, TensorRanks(share, tensor, timing=True))
@@ -86,7 +91,7 @@ class RecommenderPipeline(PipelineModule):
                 partition,
                 given=profile,
                 sample=sample,
-                device=get_accelerator().current_device_name(),
+                device=device,
                 dtype=dtype,
                 num_micro_batches=num_micro_batches,
                 schedule=schedule,
@@ -107,8 +112,7 @@ class RecommenderPipeline(PipelineModule):
         )
         self.recommender = recommender
         self.ranks = ranks
-        if spread_head:
-            self.spread_head = self._own_rows_of_head(base_seed(seed))
+        self.spread_head = self._own_rows_of_head(base_seed(seed)) if spread_head else None
 
     def save_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """DeepSpeed's own checkpoints.
@@ -131,11 +135,16 @@ class RecommenderPipeline(PipelineModule):
                 "recparallel.engines.checkpoint (save_checkpoint, load_checkpoint)"
             )
 
-    def _own_rows_of_head(self, base: int) -> torch.nn.Module:
-        """This stage's share of the last layer, with the weights that the whole one would begin with."""
+    def _own_rows_of_head(self, base: int) -> torch.nn.Module | None:
+        """This stage's share of the last layer, with the weights that the whole one would begin with; None for a stage without.
+        Collective: it makes groups."""
         (spread,) = self.partition.spread
-        rows = TensorRanks(self.stage_id, self.num_stages, shares=spread.shares)
-        rows.group = self._grid.get_pipe_parallel_group()
+        pipes = self.topology().get_axis_comm_lists("pipe")
+        groups = [dist.new_group([pipe[stage] for stage in spread.stages]) for pipe in pipes]
+        if self.stage_id not in spread.stages:
+            return None
+        rows = TensorRanks(spread.stages.index(self.stage_id), len(spread.stages), shares=spread.shares)
+        rows.group = next(group for group, pipe in zip(groups, pipes) if self.global_rank in pipe)
         head = self._layers[-1]
         seed_layer(base + len(self._layers) - 1)
         return replace(head, kwargs={**head.kwargs, "ranks": rows}).build().to(get_accelerator().current_device_name())
@@ -237,11 +246,18 @@ class RecommenderPipeline(PipelineModule):
                 f"DeepSpeed's pipeline runs one chunk a stage; the partition has {partition.virtual} chunks a stage"
             )
         shared = [(spread.layer, spread.stages) for spread in partition.spread]
-        allowed = [(partition.num_layers - 1, tuple(range(num_stages)))] if self._spread_head else []
-        if shared != allowed:
+        runs = not shared
+        if self._spread_head:
+            runs = (
+                len(shared) == 1 and shared[0][0] == partition.num_layers - 1 and _end_in(shared[0][1], num_stages - 1)
+            )
+        if not runs:
+            wanted = (
+                f"layer {partition.num_layers - 1}, the last stage among those" if self._spread_head else "no layer"
+            )
             raise PartitionError(
                 f"the partition shares {_shared_in_words(shared)} among stages; with recparallel.spread_head "
-                f"{str(self._spread_head).lower()} the pipeline runs {_shared_in_words(allowed)}"
+                f"{str(self._spread_head).lower()} the pipeline runs {wanted}"
             )
         bounds = [*partition.bounds[:-1], partition.num_layers - bool(shared)]
         if empty := [s for s, (a, b) in enumerate(zip(bounds, bounds[1:])) if a >= b]:
@@ -250,6 +266,11 @@ class RecommenderPipeline(PipelineModule):
                 f"(bounds {list(partition.bounds)}); "
                 "use fewer stages or partition.method 'profile'"
             )
+
+
+def _end_in(stages: tuple[int, ...], last: int) -> bool:
+    """They are different, in order, and end with the last one."""
+    return list(stages) == sorted(set(stages)) and stages[0] >= 0 and stages[-1] == last
 
 
 def _shared_in_words(shared: list[tuple[int, tuple[int, ...]]]) -> str:

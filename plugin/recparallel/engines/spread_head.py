@@ -1,9 +1,9 @@
-"""A pipeline whose stages share the head: each scores every micro-batch against its own rows.
+"""A pipeline of which some or all stages share the head: each of these scores every micro-batch against its own rows.
 
-1. The last stage hands its hidden states, of the positions that have a target, to all others.
-2. Every stage scores them against its rows and tells the last one two numbers a target.
+1. The last stage hands its hidden states, of the positions that have a target, to the others that have rows.
+2. Each of them scores them against its rows and tells the last one two numbers a target.
 3. The last stage brings these together: the loss, and the normalizer, which it hands back.
-4. Every stage adds to the gradient of its rows and hands its part of the hidden states' gradient to the last one, whose backward
+4. Each of them adds to the gradient of its rows and hands its part of the hidden states' gradient to the last one, whose backward
    pass begins with their sum.
 
 Nothing of that blocks: each of the four goes through a group of its own, and what one stage sends, others take later in
@@ -36,6 +36,7 @@ from recparallel.engines.head_messages import HeadMessages
 from recparallel.errors import ConfigError
 from recparallel.models.losses import IGNORE
 from recparallel.models.losses.softmax import ShareOfScores, merge
+from recparallel.models.trunk import Trunk
 from recparallel.partitioning.spread_schedule import activations_kept, spread_head_order
 from recparallel.tensor_parallel.split import split_of
 
@@ -65,6 +66,10 @@ _OF_HEAD = {"scores": ScoreShare, "merge": MergeScores, "gradient": GradientShar
 class SpreadHeadSchedule(schedule.PipeSchedule):  # type: ignore[misc]
     """:func:`~recparallel.partitioning.spread_schedule.spread_head_order` in DeepSpeed's instructions."""
 
+    def __init__(self, *, has_rows: bool, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self._has_rows = has_rows
+
     def num_pipe_buffers(self) -> int:
         """Micro-batches whose activations are kept at once."""
         return max(2, min(activations_kept(self.stage_id, self.stages), self.micro_batches))
@@ -73,7 +78,8 @@ class SpreadHeadSchedule(schedule.PipeSchedule):  # type: ignore[misc]
         """One instruction after the other; computations of a kind go through the micro-batches in order."""
         first, last = self.stage_id == 0, self.stage_id == self.stages - 1
         yield [BeginTransfers()]
-        for step, micro_batch in spread_head_order(self.stage_id, self.stages, self.micro_batches):
+        order = spread_head_order(self.stage_id, self.stages, self.micro_batches, shares=self._has_rows)
+        for step, micro_batch in order:
             buffer = self._buffer_idx(micro_batch)
             if step == "forward":
                 if first or last:
@@ -95,20 +101,27 @@ class SpreadHeadSchedule(schedule.PipeSchedule):  # type: ignore[misc]
 
 
 class SpreadHead:
-    """The shares of one engine's head. Making it is collective: it makes groups.
+    """The share of one engine in the head, which may be none. Making it is collective: it makes groups.
 
     Attributes:
+        has_rows: this stage has a share.
         whole: all rows, on the last stage while they are gathered.
     """
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self._weight = engine, engine.module.spread_head.weight
+        self._engine, module = engine, engine.module
+        (spread,) = module.partition.spread
+        width, (dtype, *_) = Trunk.of(module.recommender.config).dim, engine.get_data_types()
+        self._messages = HeadMessages(engine, sharing=spread.stages, width=width, dtype=dtype)
+        self.has_rows = module.spread_head is not None
+        self._labels: list[Tensor] = []
+        self.whole: Tensor | None = None
+        if not self.has_rows:
+            return
+        self._weight = module.spread_head.weight
         split = split_of(self._weight)
         assert split is not None
         self._split = split
-        self._messages = HeadMessages(engine, width=self._weight.shape[1], dtype=self._weight.dtype)
-        self._labels: list[Tensor] = []
-        self.whole: Tensor | None = None
         # In the optimizer that keeps a second copy of the gradients, unless autograd adds them up (bf16_accumulation.py).
         self._place: tuple[int, int] | None = None
         if engine.using_bf16_optimizer and not adds_up_natively(engine.optimizer):
@@ -133,7 +146,7 @@ class SpreadHead:
             found = "some stage has none" if lacks else "they differ"
             own = "none" if batches is None else "some"
             raise ConfigError(
-                f"with recparallel.spread_head every stage scores against its rows and needs the same micro-batches, but {found} "
+                f"with recparallel.spread_head stages score against their rows and need the same micro-batches, but {found} "
                 f"(stage {engine.stage_id} has {own}); give train_batch the same data on every rank of a replica"
             )
 
@@ -207,6 +220,8 @@ class SpreadHead:
 
     def gather_rows(self) -> None:
         """Keep all rows on the last stage. Every stage calls."""
+        if not self.has_rows:
+            return
         rows = self._split.assemble(self._weight.detach())
         self.whole = rows if self._engine.is_last_stage() else rows.new_empty(0)
 
@@ -239,7 +254,10 @@ def bind_spread_head(engine: Any, bindings: Bindings) -> None:
 
     def train_schedule() -> SpreadHeadSchedule:
         return SpreadHeadSchedule(
-            micro_batches=engine.micro_batches, stages=engine.num_stages, stage_id=engine.stage_id
+            has_rows=head.has_rows,
+            micro_batches=engine.micro_batches,
+            stages=engine.num_stages,
+            stage_id=engine.stage_id,
         )
 
     bindings.bind(engine, "_train_schedule", train_schedule)

@@ -19,6 +19,9 @@ from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
 from recparallel.tensor_parallel.block import BlockPlan, check_divisible
 
+_EAGER_ONLY = ("attn_logit_softcapping", "reorder_and_upcast_attn")
+"""Settings of configs that only transformers' eager attention heeds: Gemma 2 caps its scores, GPT-2 may widen them."""
+
 
 class Trunk:
     """Where the parts of one model are: names of submodules of its causal LM.
@@ -114,6 +117,14 @@ class Trunk:
         attention."""
         types = getattr(self.config, "layer_types", None)
         return types[index] if types else "full_attention"
+
+    @property
+    def attentions(self) -> tuple[str, ...]:
+        """Ways to compute attention that all give the same, by transformers' names; the config's own comes first."""
+        own = str(self.skeleton.config._attn_implementation)
+        if any(getattr(self.config, key, None) for key in _EAGER_ONLY):
+            return (own,)
+        return tuple(dict.fromkeys((own, "sdpa", "eager")))
 
     def materialize(self, path: str) -> nn.Module:
         """Submodule ``path`` in real memory, on the default device, with the family's initial weights (from torch's

@@ -5,8 +5,8 @@ its link. One beside the computation begins when it is sent, behind those before
 in each direction. What follows the schedule, the exchange of tied gradients and the optimizer's update, is added stage by stage.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from recparallel.partitioning.schedules import COMPUTE, Schedule, Transfer
 
@@ -20,6 +20,8 @@ class StepCosts:
         transfer: of one tensor, by boundary: entry ``b`` lies between chunks ``b`` and ``b + 1``.
         update: of the optimizer, by stage.
         ties: ``(stages, seconds)``: an exchange that these stages make together behind the schedule, in this order.
+        others: of further kinds of computation, by kind from 2 on and by stage.
+        messages: of further kinds of transfers, by kind and by the number that stands in the place of the boundary.
     """
 
     forward: Sequence[float]
@@ -27,6 +29,8 @@ class StepCosts:
     transfer: Sequence[float]
     update: Sequence[float] = ()
     ties: Sequence[tuple[Sequence[int], float]] = ()
+    others: Sequence[Sequence[float]] = ()
+    messages: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
     posted: dict[tuple[Transfer, bool], float] = {}
     waiting: dict[Transfer, int] = {}
     free: dict[tuple[int, int], float] = {}
-    seconds = (costs.forward, costs.backward)
+    seconds = (costs.forward, costs.backward, *costs.others)
     ready = list(range(stages))
     while ready:
         stage = ready.pop()
@@ -81,10 +85,11 @@ def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
                     missing = transfer
                     continue
                 kind, _, boundary = transfer
+                took = costs.messages.get(kind, costs.transfer)[boundary]
                 if first:
-                    done = max(posted[transfer, True], posted[transfer, False]) + costs.transfer[boundary]
+                    done = max(posted[transfer, True], posted[transfer, False]) + took
                 else:
-                    done = max(posted[transfer, True], free.get((kind, boundary), 0.0)) + costs.transfer[boundary]
+                    done = max(posted[transfer, True], free.get((kind, boundary), 0.0)) + took
                     free[kind, boundary] = done
                 until = max(until, done)
             if missing is not None:

@@ -28,6 +28,7 @@ _OURS = (
     "recparallel pp2 dp2",
     "recparallel spread2 dp2",
     "recparallel tp2 pp2",
+    "recparallel tp2 pp2 positions",
     "recparallel tp2 dp2",
     "recparallel tp4",
 )

@@ -44,6 +44,7 @@ class Run:
 
     stages: int = 2
     tensor: int = 1
+    sequence: bool = False
     spread_head: bool = False
     partition: str = "uniform"
     bounds: tuple[int, ...] | None = None
@@ -176,6 +177,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
         "recparallel": {
             "stages": run.stages,
             "tensor": run.tensor,
+            "sequence_parallel": run.sequence,
             "spread_head": run.spread_head,
             "schedule": run.schedule,
             "attention": run.attention,

@@ -41,11 +41,20 @@ class Ours:
         stages: of the pipeline; 0 is one for each rank.
         method: of the cut.
         tensor: ranks that share every layer of a stage.
-        spread_head: all stages share the head.
+        sequence_parallel: they share positions too.
+        spread_head: stages share the head.
     """
 
     def __init__(
-        self, job: Job, recommender: Recommender, *, stages: int, method: str, tensor: int, spread_head: bool
+        self,
+        job: Job,
+        recommender: Recommender,
+        *,
+        stages: int,
+        method: str,
+        tensor: int = 1,
+        sequence_parallel: bool = False,
+        spread_head: bool = False,
     ) -> None:
         join()
         self._job = job
@@ -56,6 +65,7 @@ class Ours:
         config["recparallel"] = {
             "stages": num_stages,
             "tensor": tensor,
+            "sequence_parallel": sequence_parallel,
             "spread_head": spread_head,
             "attention": "fastest",
             "partition": {"method": method, "cache": False},
@@ -120,4 +130,4 @@ def _sample(job: Job, *, replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def build(job: Job, recommender: Recommender, **options: Any) -> Ours:
     """Our pipeline as ``options`` say."""
-    return Ours(job, recommender, **{"stages": 0, "method": "simulated", "tensor": 1, "spread_head": False, **options})
+    return Ours(job, recommender, **{"stages": 0, "method": "simulated", **options})

@@ -95,8 +95,8 @@ ALONE = {
 BASE = "ds dp"
 
 
-def _hybrid(name: str, *, stages: int, tensor: int = 1, spread_head: bool = False) -> Side:
-    options = {"method": "simulated_any_order", "stages": stages, "tensor": tensor, "spread_head": spread_head}
+def _hybrid(name: str, *, stages: int, tensor: int = 1, **more: bool) -> Side:
+    options = {"method": "simulated_any_order", "stages": stages, "tensor": tensor, **more}
     kind = PIPELINE if stages != 1 else TENSOR if tensor == 4 else REPLICATED
     return Side(
         name,
@@ -128,6 +128,7 @@ _OURS = {
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),
         _hybrid("recparallel tp2 pp2", stages=2, tensor=2),
+        _hybrid("recparallel tp2 pp2 positions", stages=2, tensor=2, sequence_parallel=True),
         _hybrid("recparallel tp2 dp2", stages=1, tensor=2),
         _hybrid("recparallel tp4", stages=1, tensor=4),
     )

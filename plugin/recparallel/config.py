@@ -97,7 +97,8 @@ class RecParallelConfig(_Section):
     Attributes:
         stages: pipeline stages.
         tensor: ranks that share every layer of a stage. What remains of the launch's processes are replicas.
-        spread_head: all stages share the head's rows, and with them its work: for a head that takes longer than a stage should.
+        sequence_parallel: tensor ranks share positions too: norms, dropouts and what crosses to the next stage are each rank's own.
+        spread_head: stages share the head's rows, and with them its work: for a head that takes longer than a stage should.
         seed: of initial weights, dropout and negatives; results do not depend on how the work is cut (dropout inside attention
             that tensor ranks share does).
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
@@ -110,6 +111,7 @@ class RecParallelConfig(_Section):
 
     stages: int = Field(default=1, ge=1, strict=True)
     tensor: int = Field(default=1, ge=1, strict=True)
+    sequence_parallel: bool = Field(default=False, strict=True)
     spread_head: bool = Field(default=False, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
     schedule: PipelineScheduleName = DEFAULT_SCHEDULE
@@ -282,6 +284,10 @@ def check_tensor(deepspeed_config: dict[str, Any], config: RecParallelConfig) ->
     Raises:
         ConfigError: which setting, and what to use instead.
     """
+    if config.sequence_parallel and config.tensor == 1:
+        raise ConfigError(
+            f"{SECTION}.sequence_parallel with {SECTION}.tensor 1: it is tensor ranks that share positions; use tensor 2 or more"
+        )
     if config.tensor == 1:
         return
     where = f"{SECTION}.tensor is {config.tensor}"

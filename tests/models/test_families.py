@@ -385,14 +385,14 @@ def test_a_family_without_a_plan_says_what_to_write():
 def test_gpt2_refuses_histories_that_are_too_long(case):
     rec = build_recommender(case("gpt2", True).folder, num_items=ITEMS)
     modules = assemble(rec)
-    with pytest.raises(ConfigError, match=r"histories of 13 positions, but this GPT-2 has n_positions=12"):
+    with pytest.raises(ConfigError, match=r"histories of 13 positions, but this gpt2 has n_positions=12"):
         run(rec, modules, torch.ones(1, 13, dtype=torch.int64))
     run(rec, modules, torch.ones(1, 12, dtype=torch.int64))
 
 
 def test_opt_refuses_histories_that_are_too_long():
     rec = build_recommender(config_of("opt"), num_items=ITEMS)
-    with pytest.raises(ConfigError, match=r"histories of 13 positions, but this OPT has max_position_embeddings=12"):
+    with pytest.raises(ConfigError, match=r"histories of 13 positions, but this opt has max_position_embeddings=12"):
         run(rec, assemble(rec), torch.ones(1, 13, dtype=torch.int64))
 
 

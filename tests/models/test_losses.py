@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from recparallel import registry
 from recparallel.errors import ConfigError
-from recparallel.models.losses import IGNORE, TargetLoss
+from recparallel.models.losses import IGNORE, TargetLoss, softmax
 from recparallel.models.losses.chunked_cross_entropy import ChunkedCrossEntropy
 from recparallel.models.losses.cross_entropy import CrossEntropy
 from recparallel.models.losses.sampled_softmax import SampledSoftmax
@@ -40,6 +40,38 @@ def make(name, **options):
 
 
 each_loss = pytest.mark.parametrize("name", sorted(registry.LOSSES))
+
+
+# --- the softmax over the whole catalogue
+
+
+@pytest.mark.parametrize("hidden_type", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_softmax_is_that_of_half_precision(hidden_type):
+    """Weights stay in fp32 there, and hidden states may be of either type."""
+    (hidden, table), labels = outputs_and_labels()
+    halves = tuple(x.detach().bfloat16().requires_grad_() for x in (hidden, table))
+    expected = make("cross_entropy")(halves, labels)
+    expected.backward()
+    given = hidden.detach().to(hidden_type).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = make("cross_entropy")((given, table), labels)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    for own, half, type_ in ((given, halves[0], hidden_type), (table, halves[1], torch.float32)):
+        assert own.grad.dtype == type_
+        torch.testing.assert_close(own.grad, half.grad.to(type_), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 13, 100])
+def test_scores_in_pieces_are_those_of_all_at_once(monkeypatch, rows):
+    (hidden, table), labels = outputs_and_labels()
+    make("cross_entropy")((hidden, table), labels).backward()
+    monkeypatch.setattr(softmax, "_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(softmax, "_FEWEST_ROWS", rows)
+    again = tuple(x.detach().clone().requires_grad_() for x in (hidden, table))
+    make("cross_entropy")(again, labels).backward()
+    for own, whole in zip(again, (hidden, table)):
+        torch.testing.assert_close(own.grad, whole.grad, **CLOSE)
 
 
 # --- what every loss shares

@@ -49,6 +49,7 @@ from recparallel.models.recommender import Recommender
 from recparallel.models.shared import check_spreadable, shared_among
 from recparallel.plan import ParallelPlan, Partition, Profile
 from recparallel.tensor_parallel import TensorRanks
+from recparallel.tensor_parallel.ranks import check_positions
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,9 @@ def initialize(
         model = with_attention(model, section.attention)
     if training_data is not None and max_length is None:
         raise ConfigError("training_data was given without max_length (positions per sequence)")
+    if section.sequence_parallel:
+        for length in (max_length, None if sample is None else sample[0].shape[1]):
+            check_positions(length or 0, section.tensor)
     if max_length is not None and model.max_length is not None and max_length > model.max_length:
         raise ConfigError(f"max_length is {max_length}, but the model has positions for {model.max_length}")
     warn_about_build_lock()
@@ -161,6 +165,7 @@ def initialize(
         num_stages=section.stages,
         partition=section.partition,
         tensor=section.tensor,
+        sequence_parallel=section.sequence_parallel,
         spread_head=section.spread_head,
         attention=section.attention,
         seed=section.seed,

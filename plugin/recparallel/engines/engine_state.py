@@ -144,12 +144,11 @@ class _Plain:
         if not states:
             return
         own, group = self._state[parameter], self._group_of[id(parameter)]
-        on_device = group.get("fused") or group.get("capturable")  # where torch keeps its numbers beside the weights
         for key, value in states.items():
             if value.dim():
                 own[key] = value.to(device=parameter.device, dtype=parameter.dtype).view_as(parameter).clone()
             else:
-                own[key] = _like(own.get(key), value.to(parameter.device) if on_device else value)
+                own[key] = _like(own.get(key), _placed(value, group, parameter))
 
 
 class _Flat:
@@ -182,9 +181,10 @@ class _Flat:
     def prepare(self, parameter: nn.Parameter, states: dict[str, Tensor]) -> None:
         """Make the flat state that is not there before the first step: DeepSpeed finds the pieces of all groups at once."""
         flat, own = self._piece(parameter)
+        group = self._inner.param_groups[self._group_of[id(parameter)]]
         for key, value in states.items():
             if not value.dim():
-                own[key] = _like(own.get(key), value)
+                own[key] = _like(own.get(key), _placed(value, group, flat))
             elif key not in own:
                 own[key] = torch.zeros_like(flat)
 
@@ -253,6 +253,11 @@ def _is_flat(value: Any, flat: Tensor) -> bool:
 
 def _as_tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _placed(value: Tensor, group: dict[str, Any], weights: Tensor) -> Tensor:
+    """A number where torch's optimizer keeps it: beside the weights if it is fused or capturable."""
+    return value.to(weights.device) if group.get("fused") or group.get("capturable") else value
 
 
 def _like(own: Any, value: Tensor) -> Any:

@@ -47,7 +47,7 @@ def partition_notes(partition: Partition, profile: Profile | None) -> list[str]:
     for spread in partition.spread:
         shares = spread.shares or (1 / len(spread.stages),) * len(spread.stages)
         parts = ", ".join(f"stage {stage} {share:.0%}" for stage, share in zip(spread.stages, shares))
-        notes.append(f"layer {spread.layer} is shared by all of these: {parts}")
+        notes.append(f"the rows of layer {spread.layer} are shared: {parts}")
     if partition.step_seconds is not None:
         proved = "" if partition.optimal else " (the search stopped at its limit; a better cut may exist)"
         notes.append(f"predicted step {partition.step_seconds:.3f} s{proved}")

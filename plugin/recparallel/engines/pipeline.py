@@ -36,6 +36,7 @@ class RecommenderPipeline(PipelineModule):
 
     Args:
         tensor: ranks that share every layer of a stage.
+        sequence_parallel: they share positions too.
         spread_head: stages share the rows of the last layer.
         attention: how blocks compute it.
         dtype: of the weights that will be trained; layers are timed in it.
@@ -60,6 +61,7 @@ class RecommenderPipeline(PipelineModule):
         num_stages: int,
         partition: PartitionConfig,
         tensor: int = 1,
+        sequence_parallel: bool = False,
         spread_head: bool = False,
         attention: AttentionChoice = "model",
         seed: int = 1234,
@@ -75,8 +77,8 @@ class RecommenderPipeline(PipelineModule):
         device = get_accelerator().current_device_name()
         recommender = with_chosen_attention(recommender, attention, sample=sample, device=device, dtype=dtype)
         share = dist.get_rank() % tensor
-        ranks = TensorRanks(share, tensor)
-        timed = shared_among(recommender, TensorRanks(share, tensor, timing=True))
+        ranks = TensorRanks(share, tensor, sequence=sequence_parallel)
+        timed = shared_among(recommender, TensorRanks(share, tensor, sequence=sequence_parallel, timing=True))
         recommender = shared_among(recommender, ranks)
         self._layers = recommender.layers
         self._ranks = ranks

@@ -5,10 +5,12 @@ Shapes: B sequences, L positions, D hidden width, V rows of the item table, S of
 Histories are padded on the right and attention is causal, so a real position never attends to padding: no mask travels
 with the activations, and one tensor crosses each stage boundary.
 
-A layer that is given ``ranks`` is the share of one of them. What goes into it and comes out is the same on all.
+A layer that is given ``ranks`` is the share of one of them. What goes into it and comes out is the same on all, or, where they
+share positions (``ranks.sequence``), hidden states of a rank's own L / T of them.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +18,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.masking_utils import create_masks_for_generate
 
+from recparallel.errors import ConfigError
 from recparallel.models.layer import HeadOutput
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel import ALONE, TensorRanks
 from recparallel.tensor_parallel.block import share_block
+from recparallel.tensor_parallel.randomness import OwnRandomness
+from recparallel.tensor_parallel.sequence import add_up_gradients, all_positions
 from recparallel.tensor_parallel.table import hold_rows, look_up
 
 
@@ -56,15 +61,17 @@ class ItemEmbedding(nn.Embedding):
         vectors_BLD = look_up(super().forward, ids_BL, self.num_rows, self.ranks)
         if self.scale != 1.0:
             vectors_BLD = vectors_BLD * vectors_BLD.new_tensor(self.scale)
-        return self.dropout(vectors_BLD)
+        with own_randomness(self, self.ranks, vectors_BLD):
+            return self.dropout(vectors_BLD)
 
 
 class TrunkPart(nn.Module):
     """One submodule of the Hugging Face model, built alone: ``path`` is its name there (``"norm"``)."""
 
-    def __init__(self, *, config: PretrainedConfig, path: str) -> None:
+    def __init__(self, *, config: PretrainedConfig, path: str, ranks: TensorRanks = ALONE) -> None:
         super().__init__()
         self.part = Trunk.of(config).materialize(path)
+        self.ranks = ranks
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.part(inputs)
@@ -81,18 +88,67 @@ class TokenEmbedding(TrunkPart):
     def __init__(
         self, *, config: PretrainedConfig, path: str, dropout: float = 0.0, ranks: TensorRanks = ALONE
     ) -> None:
-        super().__init__(config=config, path=path)
+        super().__init__(config=config, path=path, ranks=ranks)
         self.dropout = nn.Dropout(dropout)
-        self.ranks, self.num_rows = ranks, len(self.weight)
+        self.num_rows = len(self.weight)
         if not ranks.alone:
             hold_rows(self.part, ranks)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        return self.dropout(look_up(self.part, ids_BL, self.num_rows, self.ranks))
+        vectors_BLD = look_up(self.part, ids_BL, self.num_rows, self.ranks)
+        with own_randomness(self, self.ranks, vectors_BLD):
+            return self.dropout(vectors_BLD)
 
 
 class FinalNorm(TrunkPart):
     """The norm behind the last decoder block."""
+
+    def __init__(self, *, config: PretrainedConfig, path: str, ranks: TensorRanks = ALONE) -> None:
+        super().__init__(config=config, path=path, ranks=ranks)
+        if ranks.sequence:
+            add_up_gradients(self.parameters(), ranks)
+
+
+class PositionTable(TrunkPart):
+    """Vectors of the positions, added to hidden states (B, L, D), L at most ``max_length``, or to a rank's share of them.
+
+    Args:
+        max_length: positions that the table has.
+        setting: what the model's config calls that number.
+        dropout: of the sums; None for a family that has none there.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: PretrainedConfig,
+        path: str,
+        max_length: int,
+        setting: str,
+        dropout: float | None = None,
+        ranks: TensorRanks = ALONE,
+    ) -> None:
+        super().__init__(config=config, path=path, ranks=ranks)
+        self.max_length, self.setting, self.family = max_length, setting, config.model_type
+        self.dropout = nn.Identity() if dropout is None else nn.Dropout(dropout)
+        if ranks.sequence:
+            add_up_gradients(self.parameters(), ranks)
+
+    def vectors(self, positions_L: Tensor) -> Tensor:
+        """Of the positions, counted from 0."""
+        return self.part(positions_L)  # type: ignore[no-any-return]
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        length = number_of_positions(hidden_BLD, self.ranks)
+        if length > self.max_length:
+            raise ConfigError(
+                f"histories of {length} positions, but this {self.family} has {self.setting}={self.max_length}"
+            )
+        positions_L = torch.arange(length, device=hidden_BLD.device)
+        if self.ranks.sequence:
+            positions_L = positions_L[slice(*self.ranks.positions(length))]
+        with own_randomness(self, self.ranks, hidden_BLD):
+            return self.dropout(hidden_BLD + self.vectors(positions_L))
 
 
 class DecoderBlock(nn.Module):
@@ -106,6 +162,7 @@ class DecoderBlock(nn.Module):
         self.block = trunk.materialize(f"{trunk.blocks}.{index}")
         self.rotary = trunk.materialize(trunk.rotary) if trunk.rotary else None
         self.attention = trunk.attention_type(index)
+        self.ranks = ranks
         if not ranks.alone:
             share_block(self.block, trunk.block_plan(), self.config, ranks)
 
@@ -117,15 +174,19 @@ class DecoderBlock(nn.Module):
         return self
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        positions_1L = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device).unsqueeze(0)
-        masks = create_masks_for_generate(self.config, hidden_BLD, attention_mask=None, past_key_values=None)
+        length = number_of_positions(hidden_BLD, self.ranks)
+        positions_1L = torch.arange(length, device=hidden_BLD.device).unsqueeze(0)
+        # Only its shape, type and device are looked at.
+        whole_BLD = hidden_BLD.new_empty(1).expand(hidden_BLD.shape[0], length, hidden_BLD.shape[2])
+        masks = create_masks_for_generate(self.config, whole_BLD, attention_mask=None, past_key_values=None)
         kwargs: dict[str, Any] = {
             "attention_mask": masks[self.attention] if isinstance(masks, dict) else masks,
             "position_ids": positions_1L,
         }
         if self.rotary is not None:
             kwargs["position_embeddings"] = self.rotary(hidden_BLD, position_ids=positions_1L)
-        return self.block(hidden_BLD, **kwargs)
+        with own_randomness(self, self.ranks, hidden_BLD):
+            return self.block(hidden_BLD, **kwargs)
 
 
 class NextItemHead(nn.Module):
@@ -134,28 +195,41 @@ class NextItemHead(nn.Module):
     def __init__(self, *, num_items: int, dim: int, std: float = 0.02, ranks: TensorRanks = ALONE) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_items + 1, dim).normal_(std=std))
+        self.ranks = ranks
         if not ranks.alone:
             hold_rows(self, ranks)
 
     def forward(self, hidden_BLD: Tensor) -> HeadOutput:
-        return head_output(hidden_BLD, self.weight)
+        return head_output(all_positions(hidden_BLD, self.ranks), self.weight)
 
 
 class TokenHead(TrunkPart):
     """The language model's own output matrix: (B, L, D) to :data:`HeadOutput`."""
 
     def __init__(self, *, config: PretrainedConfig, path: str, ranks: TensorRanks = ALONE) -> None:
-        super().__init__(config=config, path=path)
+        super().__init__(config=config, path=path, ranks=ranks)
         if not ranks.alone:
             hold_rows(self.part, ranks)
 
     def forward(self, hidden_BLD: Tensor) -> HeadOutput:  # type: ignore[override]
-        return head_output(hidden_BLD, self.weight)
+        return head_output(all_positions(hidden_BLD, self.ranks), self.weight)
 
 
 def score_with_table(module: nn.Module, hidden_BLD: Tensor) -> HeadOutput:
     """The head of a tied model: the first layer's table, seen from the last stage."""
-    return head_output(hidden_BLD, module.weight)  # type: ignore[arg-type]
+    return head_output(all_positions(hidden_BLD, module.ranks), module.weight)  # type: ignore[arg-type]
+
+
+def number_of_positions(hidden_BLD: Tensor, ranks: TensorRanks) -> int:
+    """Of the whole sequences."""
+    return hidden_BLD.shape[1] * (ranks.size if ranks.sequence else 1)
+
+
+def own_randomness(module: nn.Module, ranks: TensorRanks, hidden_BLD: Tensor) -> AbstractContextManager[None]:
+    """While ranks that share positions train, what they draw for theirs differs."""
+    if ranks.sequence and module.training:
+        return OwnRandomness(ranks.rank).within(hidden_BLD.device)
+    return nullcontext()
 
 
 def head_output(hidden_BLD: Tensor, table_SD: Tensor) -> HeadOutput:

@@ -3,14 +3,14 @@
 import dataclasses
 
 from recparallel.errors import ConfigError
-from recparallel.models.layers import DecoderBlock, ItemEmbedding, NextItemHead, TokenEmbedding, TokenHead
+from recparallel.models.layers import DecoderBlock, ItemEmbedding, NextItemHead, TrunkPart
 from recparallel.models.losses.cross_entropy import CrossEntropy
 from recparallel.models.recommender import Recommender
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel import TensorRanks
 
-_SHARED = (DecoderBlock, ItemEmbedding, NextItemHead, TokenEmbedding, TokenHead)
-"""Layers that ranks divide; each of them has all of the others."""
+_SHARED = (DecoderBlock, ItemEmbedding, NextItemHead, TrunkPart)
+"""Layers that ranks divide, or whose positions they do."""
 
 
 def shared_among(recommender: Recommender, ranks: TensorRanks) -> Recommender:

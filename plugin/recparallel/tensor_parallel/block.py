@@ -12,6 +12,7 @@ from recparallel.tensor_parallel.exchange import copy_to_ranks
 from recparallel.tensor_parallel.linear import RowLinear, hold_columns, num_inputs, num_outputs
 from recparallel.tensor_parallel.randomness import OwnRandomness
 from recparallel.tensor_parallel.ranks import TensorRanks
+from recparallel.tensor_parallel.sequence import add_up_gradients, gather_positions
 from recparallel.tensor_parallel.split import split_of
 
 Segment = Literal["even", "keys"]
@@ -119,6 +120,9 @@ def share_block(block: nn.Module, plan: BlockPlan, config: Any, ranks: TensorRan
     """
     heads = Heads.of(config)
     own = OwnRandomness(ranks.rank)
+    drops = (
+        heads.dropout and not ranks.sequence
+    )  # where ranks share positions, all that a block draws is each rank's own
     _localize(block.get_submodule(plan.attention), heads, ranks)
     entered: set[str] = set()
     for path, segments in plan.columns.items():
@@ -130,17 +134,21 @@ def share_block(block: nn.Module, plan: BlockPlan, config: Any, ranks: TensorRan
                 _add_up_shared(parameter)
         entered.add(path.rpartition(".")[0] or path)
     for path in entered:
-        random = own if path == plan.attention and heads.dropout else None
+        random = own if path == plan.attention and drops else None
         _enter(block.get_submodule(path), ranks, random)
     for path in plan.rows:
         parent, _, name = path.rpartition(".")
         row = RowLinear(block.get_submodule(path), ranks)
-        if parent == plan.attention and heads.dropout:
+        if parent == plan.attention and drops:
             row.register_forward_pre_hook(lambda module, inputs: own.end())
         setattr(block.get_submodule(parent), name, row)
-    for path in plan.partial:
-        for parameter in block.get_submodule(path).parameters():
-            parameter.register_hook(lambda grad: ranks.all_reduce(grad.clone()))
+    partial = [block.get_submodule(path) for path in plan.partial]
+    for module in partial:
+        add_up_gradients(module.parameters(), ranks)
+    if ranks.sequence:
+        done = {id(parameter) for module in partial for parameter in module.parameters()}
+        left = (p for p in block.parameters() if split_of(p) is None and id(p) not in done)
+        add_up_gradients(left, ranks)
 
 
 def _pieces(
@@ -205,7 +213,7 @@ def _enter(module: nn.Module, ranks: TensorRanks, random: OwnRandomness | None) 
         hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         if random is not None and module.training:
             random.begin(hidden.device)
-        hidden = copy_to_ranks(hidden, ranks)
+        hidden = gather_positions(hidden, ranks) if ranks.sequence else copy_to_ranks(hidden, ranks)
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": hidden}
         return (hidden, *args[1:]), kwargs

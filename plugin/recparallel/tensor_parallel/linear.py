@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from recparallel.tensor_parallel.exchange import sum_over_ranks
 from recparallel.tensor_parallel.ranks import TensorRanks
+from recparallel.tensor_parallel.sequence import sum_to_positions
 from recparallel.tensor_parallel.split import Split, hold
 
 
@@ -31,7 +32,8 @@ def hold_columns(linear: nn.Module, pieces: tuple[tuple[int, int], ...], *, coun
 
 
 class RowLinear(nn.Module):
-    """The layer's outputs from this rank's part of the inputs, summed over the ranks; the bias is added once.
+    """The layer's outputs from this rank's part of the inputs, summed over the ranks; the bias is added once. Where ranks share
+    positions, each gets those of its own.
 
     Args:
         linear: the whole layer.
@@ -47,5 +49,6 @@ class RowLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.weight if self.transposed else self.weight.T
-        outputs = sum_over_ranks(inputs @ weight, self.ranks)  # type: ignore[operator]
+        add_up = sum_to_positions if self.ranks.sequence else sum_over_ranks
+        outputs = add_up(inputs @ weight, self.ranks)  # type: ignore[operator]
         return outputs if self.bias is None else outputs + self.bias  # type: ignore[operator]

@@ -1,5 +1,8 @@
 """Random numbers of a rank's own in a part of a layer, the same on all ranks elsewhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 _ODD = 0x9E3779B97F4A7C15
@@ -31,3 +34,12 @@ class OwnRandomness:
             generator, state = self._before
             generator.set_state(state)
             self._before = None
+
+    @contextmanager
+    def within(self, device: torch.device) -> Iterator[None]:
+        """From :meth:`begin` to :meth:`end`."""
+        self.begin(device)
+        try:
+            yield
+        finally:
+            self.end()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recparallel.tensor_parallel.exchange import sum_over_ranks
 from recparallel.tensor_parallel.ranks import TensorRanks
+from recparallel.tensor_parallel.sequence import sum_to_positions
 from recparallel.tensor_parallel.split import Split, hold
 
 
@@ -24,7 +25,8 @@ def hold_rows(module: nn.Module, ranks: TensorRanks) -> None:
 
 
 def look_up(vectors_of: Callable[[Tensor], Tensor], ids: Tensor, length: int, ranks: TensorRanks) -> Tensor:
-    """Vectors of ``ids`` from a table of ``length`` rows that is divided among the ranks, the same on all.
+    """Vectors of ``ids`` from a table of ``length`` rows that is divided among the ranks, the same on all, or of each rank's share
+    of the positions.
 
     Args:
         vectors_of: looks up rows of this rank's share, counted from its first; linear in them.
@@ -32,7 +34,8 @@ def look_up(vectors_of: Callable[[Tensor], Tensor], ids: Tensor, length: int, ra
     if ranks.alone:
         return vectors_of(ids)
     local, own = own_rows(ids, length, ranks)
-    return sum_over_ranks(vectors_of(local).masked_fill(~own[..., None], 0.0), ranks)
+    add_up = sum_to_positions if ranks.sequence else sum_over_ranks
+    return add_up(vectors_of(local).masked_fill(~own[..., None], 0.0), ranks)
 
 
 def own_rows(ids: Tensor, length: int, ranks: TensorRanks) -> tuple[Tensor, Tensor]:

@@ -1,29 +1,9 @@
 """GPT-2: learned positions, added between the embedding and the first block, and no rotary table."""
 
-import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig
-
-from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
-from recparallel.models.layers import TrunkPart
+from recparallel.models.layers import PositionTable
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel.block import BlockPlan, Segment
-
-
-class PositionEmbedding(TrunkPart):
-    """Add the learned position vectors: (B, L, D) to (B, L, D), L at most ``n_positions``."""
-
-    def __init__(self, *, config: PretrainedConfig, path: str) -> None:
-        super().__init__(config=config, path=path)
-        self.dropout = nn.Dropout(config.embd_pdrop)
-        self.max_length: int = config.n_positions
-
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        length = hidden_BLD.shape[1]
-        if length > self.max_length:
-            raise ConfigError(f"histories of {length} positions, but this GPT-2 has n_positions={self.max_length}")
-        return self.dropout(hidden_BLD + self.part(torch.arange(length, device=hidden_BLD.device)))
 
 
 class GPT2Trunk(Trunk):
@@ -42,4 +22,11 @@ class GPT2Trunk(Trunk):
         return int(self.config.n_positions)
 
     def before_blocks(self) -> list[Layer]:
-        return [Layer("positions", PositionEmbedding, {"config": self.config, "path": "transformer.wpe"}, kind="other")]
+        table = {
+            "config": self.config,
+            "path": "transformer.wpe",
+            "max_length": self.max_length,
+            "setting": "n_positions",
+            "dropout": self.config.embd_pdrop,
+        }
+        return [Layer("positions", PositionTable, table, kind="other")]

@@ -1,31 +1,20 @@
 """OPT: learned positions that begin at row 2 of their table, and no rotary table."""
 
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from recparallel.errors import ConfigError
 from recparallel.models.layer import Layer
-from recparallel.models.layers import TrunkPart
+from recparallel.models.layers import PositionTable
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel.block import BlockPlan
 
 
-class OffsetPositions(TrunkPart):
-    """Add the learned position vectors: (B, L, D) to (B, L, D), L at most ``max_position_embeddings``."""
+class OffsetPositions(PositionTable):
+    """OPT's table knows by itself where its positions begin."""
 
-    def __init__(self, *, config: PretrainedConfig, path: str) -> None:
-        super().__init__(config=config, path=path)
-        self.max_length: int = config.max_position_embeddings
-
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        length = hidden_BLD.shape[1]
-        if length > self.max_length:
-            raise ConfigError(
-                f"histories of {length} positions, but this OPT has max_position_embeddings={self.max_length}"
-            )
-        positions_1L = torch.arange(length, device=hidden_BLD.device).unsqueeze(0)
-        return hidden_BLD + self.part(None, position_ids=positions_1L)
+    def vectors(self, positions_L: Tensor) -> Tensor:
+        return self.part(None, position_ids=positions_L.unsqueeze(0))  # type: ignore[no-any-return]
 
 
 class OPTTrunk(Trunk):
@@ -60,5 +49,10 @@ class OPTTrunk(Trunk):
         return int(self.config.max_position_embeddings)
 
     def before_blocks(self) -> list[Layer]:
-        path = "model.decoder.embed_positions"
-        return [Layer("positions", OffsetPositions, {"config": self.config, "path": path}, kind="other")]
+        table = {
+            "config": self.config,
+            "path": "model.decoder.embed_positions",
+            "max_length": self.max_length,
+            "setting": "max_position_embeddings",
+        }
+        return [Layer("positions", OffsetPositions, table, kind="other")]

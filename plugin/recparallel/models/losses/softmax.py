@@ -12,10 +12,12 @@ from recparallel.tensor_parallel import TensorRanks
 from recparallel.tensor_parallel.table import own_rows
 
 _AT_ONCE = {"cpu": 2**21}
-"""Scores that are made at once. A CPU keeps so many in its caches, from the product through the exponential to the sum: a third
-of the time of all at once."""
+"""Scores that are made at once. A CPU keeps so many in its caches, from the product through the exponential to the sum, which
+takes a third less time than all at once."""
 
 _AT_ONCE_ELSEWHERE = 2**26
+_FEWEST_ROWS = 1024
+"""With fewer at once the products are slow."""
 
 
 class ShareOfScores:
@@ -40,20 +42,25 @@ class ShareOfScores:
     def __init__(
         self, hidden_ND: Tensor, table_SD: Tensor, targets_N: Tensor, *, num_rows: int, ranks: TensorRanks
     ) -> None:
-        self._hidden_ND, self._table_SD = hidden_ND.detach(), table_SD.detach()
+        device = hidden_ND.device.type
+        self._types = hidden_ND.dtype, table_SD.dtype
+        # Products into memory that is there already know nothing of autocast.
+        factors = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        hidden_ND, table_SD = hidden_ND.detach().to(factors), table_SD.detach().to(factors)
+        self._hidden_ND, self._table_SD = hidden_ND, table_SD
         local_N, own_N = own_rows(targets_N, num_rows, ranks)
-        self._exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+        self._exact = torch.promote_types(factors, torch.float32)
         # What fp16 cannot hold before the loss is scaled is kept in fp32.
-        self._kept = self._exact if hidden_ND.dtype == torch.float16 else hidden_ND.dtype
-        at_once = _AT_ONCE.get(hidden_ND.device.type, _AT_ONCE_ELSEWHERE)
-        self._rows = max(1, at_once // max(1, len(hidden_ND)))
+        self._kept = self._exact if factors == torch.float16 else factors
+        at_once = _AT_ONCE.get(device, _AT_ONCE_ELSEWHERE)
+        self._rows = max(_FEWEST_ROWS, at_once // max(1, len(hidden_ND)))
         picked_N = hidden_ND.new_zeros(len(hidden_ND), dtype=self._exact)
         normalizers = []
         self._parts: list[_Part] = []
         # One place for all scores: they overwrite each other in the caches.
         place = _Scores(len(hidden_ND), min(self._rows, len(table_SD)), hidden_ND, self._exact)
-        for number, some_RD in enumerate(self._table_SD.split(self._rows)):
-            scores_NR = place.scores(self._hidden_ND, some_RD)
+        for number, some_RD in enumerate(table_SD.split(self._rows)):
+            scores_NR = place.scores(hidden_ND, some_RD)
             row_N = local_N - number * self._rows
             found_N = scores_NR.gather(1, row_N.clamp(0, len(some_RD) - 1)[:, None]).squeeze(1)
             picked_N = torch.where(own_N & (row_N >= 0) & (row_N < len(some_RD)), found_N, picked_N)
@@ -82,7 +89,7 @@ class ShareOfScores:
             torch.mm(part.exponentials_NR.T, (hidden_ND * factor_N1).to(kept), out=grad_RD)
         grad_hidden_ND.index_add_(0, self._here_K, table_SD[self._rows_K].to(self._exact) * -scale)
         grad_table_SD.index_add_(0, self._rows_K, (hidden_ND[self._here_K].to(self._exact) * -scale).to(kept))
-        return grad_hidden_ND.to(hidden_ND.dtype), grad_table_SD.to(table_SD.dtype)
+        return grad_hidden_ND.to(self._types[0]), grad_table_SD.to(self._types[1])
 
 
 class _Scores:

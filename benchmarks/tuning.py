@@ -1,4 +1,5 @@
-"""Find each side's best micro-batch and precision by short probes: one step, straight after building or behind a few more.
+"""Find each side's best micro-batch and precision by short probes, straight after building or behind a few steps more: the median
+of three steps of a pipeline, whose single steps stray by a tenth, and one step of others.
 
 1. One process alone, without an exchange, at every micro-batch and precision: replicas compute what it computes, so its
    best micro-batch is theirs. Its costs are the basis of the compute bounds.
@@ -8,13 +9,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from statistics import median
 from typing import Any
 
 from benchmarks.choices import Choices, Trial, conditions_of
 from benchmarks.cluster import Cluster, ClusterSpec
 from benchmarks.launches import RankReadings, run_jobs
 from benchmarks.output import console
-from benchmarks.peers.sides import ALONE, REPLICATED, Side
+from benchmarks.peers.sides import ALONE, PIPELINE, REPLICATED, Side
 from benchmarks.peers.trainer import Job, Setting
 from benchmarks.workloads import Workload
 
@@ -25,6 +27,8 @@ ALONE_BATCH = 16
 
 LAUNCH_SIZE = 20
 """Probes of one launch at most: trials come back at its end, and a run that is stopped should not lose many."""
+
+_PIPELINE_STEPS = 3
 
 ALONE_CONDITIONS = conditions_of(ALONE_SPEC)
 _ALONE_MICRO_BATCHES = (16, 8, 4)
@@ -122,7 +126,13 @@ def _probe(
     warmup = 1 if global_batch else settles  # an update alone is short, and its first one allocates
     jobs = {
         f"{side.name}, {setting}": Job(
-            f"{side.name}, {setting}", side.name, workload.name, setting, warmup + side.settles, 1, global_batch
+            f"{side.name}, {setting}",
+            side.name,
+            workload.name,
+            setting,
+            warmup + side.settles,
+            _PIPELINE_STEPS if side.kind == PIPELINE else 1,
+            global_batch,
         )
         for side, setting in planned
     }
@@ -149,7 +159,7 @@ def _trial(job: Job, conditions: str, readings: RankReadings | None, failure: st
     cpu_seconds = _sum([w["cpu_seconds"] for w in reading["windows"]] for reading in readings) / job.steps
     return Trial(
         **known,
-        seconds=max(_sum([[w["seconds"] for w in reading["windows"]]]) for reading in readings) / job.steps,
+        seconds=median(max(windows) for windows in zip(*([w["seconds"] for w in r["windows"]] for r in readings))),
         total_seconds=readings[0]["total_seconds"],
         cpu_seconds=cpu_seconds - updates,
         update_cpu_seconds=updates or None,

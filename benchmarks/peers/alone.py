@@ -22,7 +22,7 @@ class Alone:
         self._optimizer: torch.optim.Optimizer = (
             TableAndRest.of(self._model, self._model.table)
             if sparse
-            else torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            else torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         )
 
     def step(self, number: int) -> StepResult:

@@ -28,7 +28,7 @@ class TableAndRest(torch.optim.Optimizer):
     def __init__(self, table: nn.Parameter, rest: list[nn.Parameter]) -> None:
         self._parts = [
             torch.optim.SparseAdam([table], lr=LEARNING_RATE),
-            torch.optim.AdamW(rest, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            torch.optim.AdamW(rest, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True),
         ]
         super().__init__([{"params": [table]}, {"params": rest}], {"lr": LEARNING_RATE})
 

@@ -42,7 +42,7 @@ class TorchDdp:
         self._optimizer: torch.optim.Optimizer = (
             TableAndRest.of(model, model.table)
             if sparse
-            else torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            else torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         )
 
     def step(self, number: int) -> StepResult:

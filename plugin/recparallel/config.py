@@ -100,7 +100,7 @@ class RecParallelConfig(_Section):
         sequence_parallel: tensor ranks share positions too: norms, dropouts and what crosses to the next stage are each rank's own.
         spread_head: stages share the head's rows, and with them its work: for a head that takes longer than a stage should.
         seed: of initial weights, dropout and negatives; results do not depend on how the work is cut (dropout inside attention
-            that tensor ranks share does).
+            that tensor ranks share does, and with ``sequence_parallel`` all dropout).
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
             is DeepSpeed's own.
         attention: how blocks compute it: ``model`` as the model's config says, ``fastest`` as is the fastest on these ranks,

@@ -267,7 +267,8 @@ class Partition(_Word):
         step_seconds: predicted time of a training step; None when the method does not predict it.
         device_order: stage ``s`` runs on device group ``device_order[s]`` of the profile; empty is their own order.
         spread: layers whose work is shared by several stages.
-        optimal: whether the method proved that nothing is better; False where a search stopped at its limit.
+        optimal: whether the method proved that nothing is better; False where a search stopped at its limit, or
+            looked at some cuts alone.
     """
 
     bounds: tuple[int, ...] = Field(min_length=2)

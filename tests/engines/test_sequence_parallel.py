@@ -113,6 +113,29 @@ def test_targets_rank_as_in_one_process(pools):
     assert pools[4].run(ranked, run=run_of(steps=3)) == [whole] * 4
 
 
+def with_odd_length(run, way):
+    """What each rank says where a length cannot be divided that nobody knew when the engine was made."""
+    from recparallel.errors import ConfigError
+
+    engine = make_engine(run)
+    batch = (
+        torch.ones(MICRO_BATCH, LENGTH - 1, dtype=torch.int64),
+        torch.ones(MICRO_BATCH, LENGTH - 1, dtype=torch.int64),
+    )
+    batches = iter([batch] * engine.micro_batches)
+    try:
+        engine.train_batch(batches) if way == "train" else engine.eval_batch(batches)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+@pytest.mark.parametrize("way", ["train", "evaluate"])
+def test_a_length_that_cannot_be_divided_stops_every_stage(pools, way):
+    said = pools[4].run(with_odd_length, run=run_of(), way=way)
+    assert all(f"{LENGTH - 1} positions cannot be divided among 2 tensor ranks" in message for message in said)
+
+
 def refused(run, length):
     import recparallel
     from recparallel.errors import ConfigError

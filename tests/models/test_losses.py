@@ -62,16 +62,21 @@ def test_under_autocast_the_softmax_is_that_of_half_precision(hidden_type):
         torch.testing.assert_close(own.grad, half.grad.to(type_), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 5, 13, 100])
-def test_scores_in_pieces_are_those_of_all_at_once(monkeypatch, rows):
+def test_scores_in_pieces_are_those_of_all_at_once(monkeypatch, rows, dtype):
     (hidden, table), labels = outputs_and_labels()
-    make("cross_entropy")((hidden, table), labels).backward()
+    hidden, table, *again = (x.detach().to(dtype).requires_grad_() for x in (hidden, table, hidden, table))
+    expected = make("cross_entropy")((hidden, table), labels)
+    expected.backward()
     monkeypatch.setattr(softmax, "_AT_ONCE", {"cpu": 1})
     monkeypatch.setattr(softmax, "_FEWEST_ROWS", rows)
-    again = tuple(x.detach().clone().requires_grad_() for x in (hidden, table))
-    make("cross_entropy")(again, labels).backward()
+    loss = make("cross_entropy")(tuple(again), labels)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+    close = CLOSE if dtype.itemsize > 2 else {"rtol": 1e-2, "atol": 1e-2}
     for own, whole in zip(again, (hidden, table)):
-        torch.testing.assert_close(own.grad, whole.grad, **CLOSE)
+        torch.testing.assert_close(own.grad, whole.grad, **close)
 
 
 # --- what every loss shares

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recparallel.errors import PartitionError
+from recparallel.partitioning import spread_head
 from recparallel.partitioning.bottleneck import minimize_bottleneck
 from recparallel.partitioning.spread_head import spread_last_layer
 from recparallel.partitioning.spread_schedule import activations_kept, spread_head_order
@@ -79,14 +80,46 @@ def test_fewer_stages_share_where_messages_cost_more():
     assert few.step_seconds > many.step_seconds
 
 
+def test_a_search_that_may_not_go_on_takes_the_cut_that_it_began_with(monkeypatch):
+    profile = profile_of([1.0] * 9 + [3.0], micro_batches=16)
+    whole = spread_last_layer(profile, 4, minimize_bottleneck)
+    monkeypatch.setattr(spread_head, "MOST_WORK", 1)
+    found = spread_last_layer(profile, 4, minimize_bottleneck)
+    assert found.bounds[:-1] == minimize_bottleneck(profile_of([1.0] * 9, micro_batches=16), 4).bounds[:-1]
+    assert found.spread[0].stages == (0, 3)
+    assert whole.step_seconds < found.step_seconds
+
+
 def test_a_share_of_the_head_must_fit_into_memory_too():
     layers = tuple(LayerCost(name=str(i), forward_seconds=1, backward_seconds=1, parameter_bytes=100) for i in range(4))
     head = LayerCost(name="head", forward_seconds=1, backward_seconds=1, parameter_bytes=2800)
+    sizes = {"micro_batch": 1, "sequence_length": 1, "num_micro_batches": 4}
+
+    def with_memory(*limits):
+        devices = tuple(Device(memory_bytes=limit) for limit in limits)
+        found = spread_last_layer(Profile(layers=(*layers, head), **sizes, devices=devices), 2, minimize_bottleneck)
+        return found.bounds, dict(zip(found.spread[0].stages, found.spread[0].shares))
+
     devices = (Device(memory_bytes=1_500),) * 2
-    sizes = {"micro_batch": 1, "sequence_length": 1, "num_micro_batches": 4, "devices": devices}
-    assert minimize_bottleneck(Profile(layers=layers, **sizes), 2).bounds == (0, 2, 4)
+    assert minimize_bottleneck(Profile(layers=layers, **sizes, devices=devices), 2).bounds == (0, 2, 4)
     with pytest.raises(PartitionError, match="no cut into 2 stages fits"):
-        spread_last_layer(Profile(layers=(*layers, head), **sizes), 2, minimize_bottleneck)
+        with_memory(1_500, 1_500)
+    # Time alone would give the first stage more than half of the head, for which there is no room.
+    bounds, free = with_memory(10_000, 10_000)
+    assert bounds == (0, 2, 5)
+    room = (3_300 - 2 * layers[0].state_bytes) / head.state_bytes
+    assert free[0] > room > 0.5
+    bounds, tight = with_memory(3_300, 10_000)
+    assert bounds == (0, 2, 5)
+    assert tight == pytest.approx({0: room, 1: 1 - room})
+
+
+@pytest.mark.parametrize("stages", [8, 16])
+def test_many_stages_share_a_large_head_where_messages_are_free(stages):
+    found = spread_last_layer(
+        profile_of([1.0] * 2 * stages + [4.0 * stages], micro_batches=64), stages, minimize_bottleneck
+    )
+    assert len(found.spread[0].stages) > stages // 2
 
 
 def test_too_few_layers_are_refused():

@@ -1,5 +1,7 @@
 """Every way to compute attention is timed on one block of each kind."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -20,6 +22,25 @@ MIXED = {
     "max_window_layers": 1,
     "vocab_size": 8,
 }
+
+
+class OutOfMemory(DecoderBlock):
+    """One that a device has no room for."""
+
+    def forward(self, hidden_BLD):
+        raise torch.OutOfMemoryError("too long")
+
+
+def test_one_that_fails_takes_for_ever_unless_it_is_the_models_own():
+    layers = build_recommender(MIXED, num_items=7).layers
+    failing = [
+        dataclasses.replace(layer, module_class=OutOfMemory) if layer.module_class is DecoderBlock else layer
+        for layer in layers
+    ]
+    seconds = time_attentions({"sdpa": layers, "eager": failing}, (2, 5), 16)
+    assert seconds["sdpa"] < seconds["eager"] == float("inf")
+    with pytest.raises(torch.OutOfMemoryError):
+        time_attentions({"sdpa": failing, "eager": layers}, (2, 5), 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

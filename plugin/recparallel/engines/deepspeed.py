@@ -39,6 +39,7 @@ from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
+from recparallel.engines.row_gradients import bind_row_gradients
 from recparallel.engines.seams import check_version
 from recparallel.engines.spread_head import bind_spread_head
 from recparallel.engines.tied_exchange import bind_tied_exchange
@@ -48,6 +49,7 @@ from recparallel.models.attention import with_attention
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import check_spreadable, shared_among
 from recparallel.plan import ParallelPlan, Partition, Profile
+from recparallel.profiling.sums import GradientSums
 from recparallel.tensor_parallel import TensorRanks
 from recparallel.tensor_parallel.ranks import check_positions
 
@@ -137,6 +139,11 @@ def initialize(
         given = {"max_length": max_length, "sample": sample, "profile": profile, "partition": partition}
         if unused := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(unused)} apply to a Recommender, the model is a {type(model).__name__}")
+        own = ("tensor", "sequence_parallel", "spread_head", "attention")
+        if unused := [key for key in own if getattr(section, key) != RecParallelConfig.model_fields[key].default]:
+            raise ConfigError(
+                f"recparallel.{', recparallel.'.join(unused)} apply to a Recommender, the model is a {type(model).__name__}"
+            )
         built = deepspeed.initialize(model=model, config=deepspeed_config, training_data=training_data, **kwargs)
         attach(built[0], deepspeed_config)
         return built
@@ -144,7 +151,9 @@ def initialize(
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
     if section.spread_head:
         check_spreadable(model)
-    shared_among(model, TensorRanks(0, section.tensor))  # refuses what cannot be divided, before any group exists
+    shared_among(
+        model, TensorRanks(0, section.tensor, sequence=section.sequence_parallel)
+    )  # refuses what cannot be divided, before any group exists
     if section.attention not in ("model", "fastest"):
         model = with_attention(model, section.attention)
     if training_data is not None and max_length is None:
@@ -174,6 +183,10 @@ def initialize(
         num_micro_batches=_num_micro_batches(deepspeed_config, section),
         schedule=section.schedule,
         optimizer_shares=section.replicas(_world_size()) if zero_stage(deepspeed_config) else 1,
+        sums=GradientSums(
+            fp32=(deepspeed_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32",
+            rows=zero_stage(deepspeed_config) == 0 and precision(deepspeed_config) != "float16",
+        ),
         profile=profile,
         fixed=partition,
     )
@@ -204,6 +217,8 @@ def attach(
     * a pipeline of ours runs the schedule that it was cut for (``eager_schedule.py``);
     * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``), and an
       evaluation that takes any batch size (``evaluation_step.py``);
+    * look-ups in item tables keep their gradients by rows (``row_gradients.py``), and bf16 gradients are added up where autograd
+      adds them (``bf16_accumulation.py``);
     * copies of a tied table exchange the rows that a step has touched (``tied_exchange.py``);
     * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once, and bf16 ones a norm for stages that hold
       nothing but a tied copy (``clipping.py``);
@@ -245,6 +260,7 @@ def attach(
                 bind_spread_head(engine, bindings)
             bind_tied_exchange(engine, bindings)
             bind_native_accumulation(engine, bindings)
+            bind_row_gradients(engine, bindings)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
             if bound is None and dist.get_world_size(group) > 1:

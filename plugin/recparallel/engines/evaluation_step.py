@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.positions import agree_on_positions
 from recparallel.engines.spread_head import whole_head
 from recparallel.engines.training_step import counted_targets
 from recparallel.models.losses import IGNORE
@@ -28,6 +29,7 @@ def bind_evaluation_step(engine: Any, bindings: Bindings) -> None:
         batches = None
         if engine.is_first_stage() or engine.is_last_stage():
             batches = _filled_up([next(data_iter) for _ in range(count)])
+        agree_on_positions(engine, batches)
         engine.total_loss = None
         engine.reset_activation_shape()
         with counted_targets(engine, batches, count), whole_head(engine):

@@ -18,6 +18,7 @@ from recparallel.profiling.device import describe_device
 from recparallel.profiling.files import read_profile
 from recparallel.profiling.layers import Effort
 from recparallel.profiling.ranks import profile_on_ranks, with_free_memory
+from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def obtain_profile(
     num_micro_batches: int | None,
     schedule: PipelineScheduleName,
     optimizer_shares: int = 1,
+    sums: GradientSums = PLAIN_SUMS,
 ) -> Profile:
     """Collective over the default group; every rank gets the same profile.
 
@@ -51,6 +53,7 @@ def obtain_profile(
         num_micro_batches: of a step, in each replica.
         schedule: that the pipeline will run.
         optimizer_shares: replicas among which the optimizer's state and work are divided (ZeRO-1).
+        sums: how the training will add up gradients.
 
     Raises:
         PartitionError: on every rank, if the profile cannot be read, is another model's, or measuring fails.
@@ -61,7 +64,7 @@ def obtain_profile(
         path = config.profile
         profile = _from_rank_0(lambda: _of_this_model(read_profile(path), recommender, path, sample))
     else:
-        profile = _cached(recommender, config, _sample_of_every_rank(sample, config), device, dtype)
+        profile = _cached(recommender, config, _sample_of_every_rank(sample, config), device, dtype, sums)
     if len(profile.devices) not in (0, dist.get_world_size()):
         raise PartitionError(
             f"the profile lists {len(profile.devices)} devices, the launch has {dist.get_world_size()} ranks; list one a rank, "
@@ -87,7 +90,12 @@ def _of_this_model(profile: Profile, recommender: Recommender, path: str, sample
 
 
 def _cached(
-    recommender: Recommender, config: PartitionConfig, sample: Sample, device: str, dtype: torch.dtype
+    recommender: Recommender,
+    config: PartitionConfig,
+    sample: Sample,
+    device: str,
+    dtype: torch.dtype,
+    sums: GradientSums,
 ) -> Profile:
     own = f"{socket.gethostname()}: {describe_device(device)}"
     devices: list[Any] = [None] * dist.get_world_size()
@@ -95,7 +103,7 @@ def _cached(
     measured = cache.conditions(
         recommender.layers, recommender.loss_fn, shape=sample[0].shape, dtype=dtype, devices=devices
     )
-    measured["effort"] = [config.repeats, config.warmup]
+    measured |= {"effort": [config.repeats, config.warmup], "sums": list(sums)}
     if config.cache and (found := _from_rank_0(lambda: cache.load(measured))) is not None:
         return with_free_memory(found, device)
     profile = profile_on_ranks(
@@ -105,6 +113,7 @@ def _cached(
         effort=Effort(config.repeats, config.warmup, _LEAST_SECONDS_PER_REPEAT * config.repeats),
         device=device,
         dtype=dtype,
+        sums=sums,
         say=print if dist.get_rank() == 0 else lambda sentence: None,
     )
     if config.cache and dist.get_rank() == 0:

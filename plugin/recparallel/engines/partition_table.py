@@ -49,7 +49,7 @@ def partition_notes(partition: Partition, profile: Profile | None) -> list[str]:
         parts = ", ".join(f"stage {stage} {share:.0%}" for stage, share in zip(spread.stages, shares))
         notes.append(f"the rows of layer {spread.layer} are shared: {parts}")
     if partition.step_seconds is not None:
-        proved = "" if partition.optimal else " (the search stopped at its limit; a better cut may exist)"
+        proved = "" if partition.optimal else " (not proved to be the best: a better cut may exist)"
         notes.append(f"predicted step {partition.step_seconds:.3f} s{proved}")
     if profile is not None and partition.stage_seconds and partition.num_stages > 1:
         notes.append(indivisible(profile, partition).sentence())

@@ -22,6 +22,7 @@ from recparallel.models.recommender import Recommender
 from recparallel.models.shared import shared_among
 from recparallel.partitioning.spread_head import spread_last_layer
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile, SpreadLayer
+from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 from recparallel.tensor_parallel import TensorRanks
 
 Sample = tuple[torch.Tensor, torch.Tensor]
@@ -44,6 +45,7 @@ class RecommenderPipeline(PipelineModule):
         num_micro_batches: of a step, in each replica.
         schedule: that the engine will run.
         optimizer_shares: replicas among which the optimizer's state is divided (ZeRO-1).
+        sums: how the training will add up gradients.
         profile: use this profile instead of measuring.
         fixed: use this cut, whatever the method.
 
@@ -70,6 +72,7 @@ class RecommenderPipeline(PipelineModule):
         num_micro_batches: int | None = None,
         schedule: PipelineScheduleName = DEFAULT_SCHEDULE,
         optimizer_shares: int = 1,
+        sums: GradientSums = PLAIN_SUMS,
         profile: Profile | None = None,
         fixed: Partition | None = None,
         **pipeline_options: Any,
@@ -98,6 +101,7 @@ class RecommenderPipeline(PipelineModule):
                 num_micro_batches=num_micro_batches,
                 schedule=schedule,
                 optimizer_shares=optimizer_shares,
+                sums=sums,
             )
             fixed = self._solve(partition.method, num_stages)
         self._chosen = fixed

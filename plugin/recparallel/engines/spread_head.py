@@ -68,7 +68,7 @@ class SpreadHeadSchedule(schedule.PipeSchedule):  # type: ignore[misc]
 
     def __init__(self, *, has_rows: bool, **sizes: int) -> None:
         super().__init__(**sizes)
-        self._has_rows = has_rows
+        self.has_rows = has_rows
 
     def num_pipe_buffers(self) -> int:
         """Micro-batches whose activations are kept at once."""
@@ -78,7 +78,7 @@ class SpreadHeadSchedule(schedule.PipeSchedule):  # type: ignore[misc]
         """One instruction after the other; computations of a kind go through the micro-batches in order."""
         first, last = self.stage_id == 0, self.stage_id == self.stages - 1
         yield [BeginTransfers()]
-        order = spread_head_order(self.stage_id, self.stages, self.micro_batches, shares=self._has_rows)
+        order = spread_head_order(self.stage_id, self.stages, self.micro_batches, shares=self.has_rows)
         for step, micro_batch in order:
             buffer = self._buffer_idx(micro_batch)
             if step == "forward":

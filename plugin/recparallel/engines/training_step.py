@@ -13,6 +13,7 @@ from deepspeed.runtime.pipe import schedule
 from recparallel import events
 from recparallel.engines import eager_schedule, spread_head
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.positions import agree_on_positions
 from recparallel.models.losses import TargetLoss
 
 PHASES = {
@@ -47,6 +48,7 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
         source = data_iter if data_iter is not None else engine.data_iterator
         loader = engine.training_dataloader
         batches = None if source is None else [next(source) for _ in range(engine.micro_batches)]
+        agree_on_positions(engine, batches)
         if (head := getattr(engine, spread_head.HEAD, None)) is not None:
             head.expect(batches)
         if engine.module.seed_layers:

@@ -11,6 +11,7 @@ share positions (``ranks.sequence``), hidden states of a rank's own L / T of the
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from recparallel.errors import ConfigError
 from recparallel.models.layer import HeadOutput
+from recparallel.models.row_gradients import KEEPER, keeper_of, look_up_rows
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel import ALONE, TensorRanks
 from recparallel.tensor_parallel.block import share_block
@@ -58,7 +60,9 @@ class ItemEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        vectors_BLD = look_up(super().forward, ids_BL, self.num_rows, self.ranks)
+        keeper = keeper_of(self.weight) if self.padding_idx is None else None
+        vectors_of = super().forward if keeper is None else partial(look_up_rows, self.weight, keeper=keeper)
+        vectors_BLD = look_up(vectors_of, ids_BL, self.num_rows, self.ranks)
         if self.scale != 1.0:
             vectors_BLD = vectors_BLD * vectors_BLD.new_tensor(self.scale)
         with own_randomness(self, self.ranks, vectors_BLD):
@@ -66,12 +70,15 @@ class ItemEmbedding(nn.Embedding):
 
 
 class TrunkPart(nn.Module):
-    """One submodule of the Hugging Face model, built alone: ``path`` is its name there (``"norm"``)."""
+    """One submodule of the Hugging Face model, built alone: ``path`` is its name there (``"norm"``). Ranks that share positions add
+    up the gradients of its weights."""
 
     def __init__(self, *, config: PretrainedConfig, path: str, ranks: TensorRanks = ALONE) -> None:
         super().__init__()
         self.part = Trunk.of(config).materialize(path)
         self.ranks = ranks
+        if ranks.sequence:
+            add_up_gradients(self.parameters(), ranks)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.part(inputs)
@@ -103,11 +110,6 @@ class TokenEmbedding(TrunkPart):
 class FinalNorm(TrunkPart):
     """The norm behind the last decoder block."""
 
-    def __init__(self, *, config: PretrainedConfig, path: str, ranks: TensorRanks = ALONE) -> None:
-        super().__init__(config=config, path=path, ranks=ranks)
-        if ranks.sequence:
-            add_up_gradients(self.parameters(), ranks)
-
 
 class PositionTable(TrunkPart):
     """Vectors of the positions, added to hidden states (B, L, D), L at most ``max_length``, or to a rank's share of them.
@@ -131,8 +133,6 @@ class PositionTable(TrunkPart):
         super().__init__(config=config, path=path, ranks=ranks)
         self.max_length, self.setting, self.family = max_length, setting, config.model_type
         self.dropout = nn.Identity() if dropout is None else nn.Dropout(dropout)
-        if ranks.sequence:
-            add_up_gradients(self.parameters(), ranks)
 
     def vectors(self, positions_L: Tensor) -> Tensor:
         """Of the positions, counted from 0."""
@@ -236,7 +236,10 @@ def head_output(hidden_BLD: Tensor, table_SD: Tensor) -> HeadOutput:
     """What a head gives: the table as a view of its parameter, as DeepSpeed prepares a backward pass (0.19) when the gradient of
     the first output arrives that an operation has made, and then forgets bf16 gradients that were there before: a parameter's
     own gradient would be."""
-    return hidden_BLD, _View.apply(table_SD)
+    view_SD = _View.apply(table_SD)
+    if (keeper := keeper_of(table_SD)) is not None:
+        setattr(view_SD, KEEPER, keeper)
+    return hidden_BLD, view_SD
 
 
 class _View(torch.autograd.Function):
@@ -244,10 +247,11 @@ class _View(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)  # where all gradients are kept by rows, none of the whole table is made
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor | None) -> Tensor | None:
         return grad
 
 

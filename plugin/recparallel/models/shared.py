@@ -27,6 +27,12 @@ def shared_among(recommender: Recommender, ranks: TensorRanks) -> Recommender:
             f"{recommender.num_items} items and the padding cannot be divided among {ranks.size} tensor ranks; use at most "
             f"{recommender.num_items + 1}"
         )
+    unknown = [layer.name for layer in recommender.layers if not issubclass(layer.module_class, _SHARED)]
+    if ranks.sequence and unknown:
+        raise ConfigError(
+            f"recparallel.sequence_parallel: layer {unknown[0]!r} does not know of shared positions; make it a TrunkPart, or leave "
+            "sequence_parallel out"
+        )
     layers = tuple(
         dataclasses.replace(layer, kwargs={**layer.kwargs, "ranks": ranks})
         if issubclass(layer.module_class, _SHARED)

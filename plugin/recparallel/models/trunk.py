@@ -124,7 +124,8 @@ class Trunk:
         own = str(self.skeleton.config._attn_implementation)
         if any(getattr(self.config, key, None) for key in _EAGER_ONLY):
             return (own,)
-        return tuple(dict.fromkeys((own, "sdpa", "eager")))
+        sdpa = ("sdpa",) if self.skeleton._supports_sdpa else ()
+        return tuple(dict.fromkeys((own, *sdpa, "eager")))
 
     def materialize(self, path: str) -> nn.Module:
         """Submodule ``path`` in real memory, on the default device, with the family's initial weights (from torch's

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from recparallel.errors import PartitionError
 from recparallel.partitioning.bottleneck import stage_seconds
 from recparallel.partitioning.costs import Costs, Group
-from recparallel.partitioning.memory import too_little_memory
 from recparallel.partitioning.simulator import simulate
 from recparallel.partitioning.spread_schedule import (
     HIDDEN,
@@ -28,8 +27,8 @@ MOST_WORK = 1_000_000
 _SIMULATED = 4
 """Micro-batches for each stage that are simulated; those beyond take the time of the slowest stage."""
 
-_SCORED_AT_ONCE = 1
-"""Micro-batches whose scores a stage keeps: the gradient of one is made before the scores of the next."""
+_SCORED_AT_ONCE = 2
+"""Micro-batches whose scores a stage keeps: most make those of one before the gradient of the one in front of it."""
 
 Solver = Callable[[Profile, int], Partition]
 
@@ -41,8 +40,10 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
     2. Sharing costs messages between the last stage and every other that has rows, and the first stages have the most time: a
        later one waits for its first activation, and at the end of a step for the stages in front of it. So the last stage
        shares the head with the first one, or the first two, and so on.
-    3. For each of these, rows go to the stages that would be done first, until all that have some are done at the same time, and
-       layers move from stage to stage as long as the simulated step becomes shorter.
+    3. For each of these, rows go to the stages that would be done first, until all that have some are done at the same time or
+       their memory is full.
+    4. Beginning with the choice of the shortest simulated step, layers move from stage to stage as long as the step becomes
+       shorter. With many stages the search may end at :data:`MOST_WORK`.
 
     Raises:
         PartitionError: there are not enough layers; nothing fits into memory; or as ``solve``.
@@ -56,13 +57,12 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
     start = solve(others.model_copy(update={"devices": _with_room_for(head, profile.devices, stages)}), stages)
     costs = Costs(others, stages)
     order = [costs.groups[d] for d in start.device_order or range(stages)]
-    search = _Search(costs, order, head)
-    best = min(
-        (search.descend(start.bounds, (*range(first), stages - 1)) for first in range(1, stages)),
-        key=lambda found: found.seconds,
-    )
+    best = _Search(costs, order, head).run(start.bounds)
     if best.seconds == float("inf"):
-        raise too_little_memory(Costs(profile, stages), order)
+        raise PartitionError(
+            f"no cut that was tried leaves room for the head on {stages} stages that share it; smaller micro-batches, more stages "
+            "or devices with more memory need or give more of it"
+        )
     sharing = [stage for stage, share in enumerate(best.shares) if share or stage in (0, stages - 1)]
     return start.model_copy(
         update={
@@ -81,9 +81,13 @@ def spread_last_layer(profile: Profile, stages: int, solve: Solver) -> Partition
     )
 
 
+def _bytes_of(head: LayerCost) -> int:
+    return head.state_bytes + _SCORED_AT_ONCE * head.activation_bytes
+
+
 def _with_room_for(head: LayerCost, devices: Sequence[Device], stages: int) -> tuple[Device, ...]:
     """Devices with the memory that an equal share of the head leaves."""
-    room = -(-(head.state_bytes + _SCORED_AT_ONCE * head.activation_bytes) // stages)
+    room = -(-_bytes_of(head) // stages)
     return tuple(
         device
         if device.memory_bytes is None
@@ -109,13 +113,27 @@ class _Search:
         self.simulated = min(self.number, _SIMULATED * self.stages)
         self.work_left = MOST_WORK
 
-    def descend(self, bounds: tuple[int, ...], sharing: tuple[int, ...]) -> _Found:
-        """From ``bounds`` to a cut from which no move of one layer makes the step shorter."""
-        best = self.weigh(bounds, sharing)
+    def run(self, bounds: tuple[int, ...]) -> _Found:
+        """The best that is found from ``bounds``: every choice of stages is looked at once before any layer moves."""
+        last = self.stages - 1
+        starts: list[tuple[_Found, tuple[int, ...]]] = []
+        for first in dict.fromkeys((1, last, *range(2, last))):  # the two ends, should the work end here
+            if starts and self.work_left <= 0:
+                break
+            sharing = (*range(first), last)
+            starts.append((self.weigh(bounds, sharing), sharing))
+        starts.sort(key=lambda start: start[0].seconds)
+        found = [self.descend(start, sharing) for start, sharing in starts]
+        return min(found, key=lambda one: one.seconds)
+
+    def descend(self, best: _Found, sharing: tuple[int, ...]) -> _Found:
+        """To a cut from which no move of one layer makes the step shorter."""
         moved = True
         while moved and self.work_left > 0:
             moved = False
             for nearby in _moves(best.bounds):
+                if self.work_left <= 0:
+                    break
                 found = self.weigh(nearby, sharing)
                 if found.seconds < best.seconds * (1 - 1e-9):
                     best, moved = found, True
@@ -130,13 +148,19 @@ class _Search:
         waits = _waits(step.forward, step.backward, step.transfer)
         work = [0.0] * self.stages
         speeds = [order[stage].speed for stage in sharing]
-        level = _level([taken[s] + waits[s] / self.number for s in sharing], speeds, head.seconds)
+        most = self._most_shares(bounds)
+        level = _level_within(
+            [taken[s] + waits[s] / self.number for s in sharing],
+            speeds,
+            head.seconds,
+            [most[s] * head.seconds for s in sharing],
+        )
+        if level is None or min(most) < 0:
+            return _Found(bounds)
         for stage, part in zip(sharing, level):
             work[stage] = part
         total = sum(work)
         shares = tuple(part / total if total else float(s == self.stages - 1) for s, part in enumerate(work))
-        if not self._fits(bounds, shares):
-            return _Found(bounds)
         seconds = tuple(own + part / group.speed for own, part, group in zip(taken, work, order))
         last = self.stages - 1
         forth = [share * head.forward_seconds / group.speed for share, group in zip(shares, order)]
@@ -186,17 +210,17 @@ class _Search:
     def _hidden_bytes(self) -> int:
         return self.costs.profile.layers[-1].boundary_bytes
 
-    def _fits(self, bounds: Sequence[int], shares: Sequence[float]) -> bool:
-        costs, head = self.costs, self.head
-        for stage, (group, share, a, b) in enumerate(zip(self.order, shares, bounds, bounds[1:])):
-            if group.memory_bytes is None:
-                continue
+    def _most_shares(self, bounds: Sequence[int]) -> list[float]:
+        """The share of the head for which each stage has memory; below 0 where its own layers do not fit."""
+        costs, whole = self.costs, _bytes_of(self.head)
+        found = []
+        for stage, (group, a, b) in enumerate(zip(self.order, bounds, bounds[1:])):
             kept = min(activations_kept(stage, self.stages), self.number)
             activations = costs.activations[b] - costs.activations[a] + costs.boundary[a] + costs.boundary[b]
             own = costs.state[b] - costs.state[a] + kept * activations
-            if own + share * (head.state_bytes + _SCORED_AT_ONCE * head.activation_bytes) > group.memory_bytes:
-                return False
-        return True
+            free = float("inf") if group.memory_bytes is None else group.memory_bytes - float(own)
+            found.append(free / whole if whole else float("inf") if free >= 0 else -1.0)
+        return found
 
 
 def _moves(bounds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -216,6 +240,26 @@ def _waits(forward: Sequence[float], backward: Sequence[float], transfer: Sequen
     for stage, crossing in enumerate(transfer):
         waits.append(waits[-1] + forward[stage] + backward[stage] + 2 * crossing)
     return waits
+
+
+def _level_within(
+    taken: Sequence[float], speeds: Sequence[float], work: float, most: Sequence[float]
+) -> list[float] | None:
+    """As :func:`_level`, but each gets at most ``most`` of the work; None where that is less than all of it."""
+    found = [0.0] * len(taken)
+    open_ = list(range(len(taken)))
+    while open_:
+        parts = _level([taken[i] for i in open_], [speeds[i] for i in open_], work)
+        full = [i for i, part in zip(open_, parts) if part > most[i]]
+        if not full:
+            for i, part in zip(open_, parts):
+                found[i] = part
+            return found
+        for i in full:
+            found[i] = max(most[i], 0.0)
+            work -= found[i]
+            open_.remove(i)
+    return found if work <= 0 else None
 
 
 def _level(taken: Sequence[float], speeds: Sequence[float], work: float) -> list[float]:

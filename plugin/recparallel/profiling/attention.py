@@ -4,6 +4,7 @@ Which one is the fastest depends on device, type and length: on a CPU in bf16 th
 several times as long as that of three matrix products.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,8 @@ def time_attentions(
 ) -> dict[str, float]:
     """Seconds of the forward and backward pass of a block, by attention; of a model with several kinds of blocks, of one of each.
 
-    All take turns, and the median counts. The random state is left as it was.
+    All take turns, and the median counts. One that fails, say for want of memory, takes inf seconds, unless it is the first, the
+    model's own. The random state is left as it was.
 
     Args:
         layers_of: the model's layers under each attention.
@@ -38,21 +40,25 @@ def time_attentions(
         width: hidden width D.
     """
     with torch.random.fork_rng(), torch.enable_grad():
-        blocks = {
-            name: [layer.build().to(device=device, dtype=dtype).train() for layer in _one_of_each(layers)]
-            for name, layers in layers_of.items()
-        }
         x = torch.randn(*shape, width, device=device, dtype=dtype, requires_grad=True)
+        blocks: dict[str, list[torch.nn.Module]] = {}
+        for number, (name, layers) in enumerate(layers_of.items()):
+            try:
+                modules = [layer.build().to(device=device, dtype=dtype).train() for layer in _one_of_each(layers)]
+                _pass(modules, x)
+            except (RuntimeError, ValueError, ImportError):
+                if number == 0:
+                    raise
+            else:
+                blocks[name] = modules
         seconds: dict[str, list[float]] = {name: [] for name in blocks}
-        for modules in blocks.values():
-            _pass(modules, x)
         start = time.perf_counter()
         for number in range(_MOST_ROUNDS):
             if number >= _ROUNDS and time.perf_counter() - start > _LEAST_SECONDS:
                 break
             for name, modules in blocks.items():
                 seconds[name].append(_pass(modules, x))
-    return {name: statistics.median(own) for name, own in seconds.items()}
+    return {name: statistics.median(seconds[name]) if name in seconds else math.inf for name in layers_of}
 
 
 def _one_of_each(layers: Sequence[Layer]) -> list[Layer]:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from recparallel.models.layer import Layer
+from recparallel.models.layers import ItemEmbedding
+from recparallel.models.row_gradients import KEEPER, RowGradients
 from recparallel.plan import LayerCost, Profile
 from recparallel.profiling.steady import steady_passes
+from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 from recparallel.profiling.update import UpdateCost, measure_update
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -53,6 +56,7 @@ def profile_layers(
     least_seconds: float = 0.0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    sums: GradientSums = PLAIN_SUMS,
     progress: Progress = lambda layers: layers,
 ) -> Profile:
     """Measure forward and backward seconds, parameters, kept activations and output size of every layer, here.
@@ -62,6 +66,7 @@ def profile_layers(
     Args:
         sample: one micro-batch: inputs (B, L) int64 and labels.
         repeats, warmup, least_seconds: see :class:`Effort`.
+        sums: how the training will add up gradients.
         progress: wraps the iteration, for a progress bar.
     """
     measured = measure_layers(
@@ -72,6 +77,7 @@ def profile_layers(
         effort=Effort(repeats, warmup, least_seconds),
         device=device,
         dtype=dtype,
+        sums=sums,
         progress=progress,
     )
     return Profile(
@@ -115,6 +121,7 @@ def measure_layers(
     effort: Effort,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    sums: GradientSums = PLAIN_SUMS,
     progress: Progress = lambda layers: layers,
 ) -> dict[int, LayerCost]:
     """The costs of the layers ``wanted``, by index.
@@ -148,8 +155,10 @@ def measure_layers(
                 continue
             closing = index == len(layers) - 1
             run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
-            timing = _time(run, module, x, effort, table=module.weight if layer.tie is not None else None)
-            costs[index] = _cost(layer.name, timing, module, measure_update(module, effort.repeats, time.perf_counter))
+            table = module.weight if layer.tie is not None else None
+            timing = _time(run, module, x, effort, table=table, sums=sums)
+            update = measure_update(module, effort.repeats, time.perf_counter, sums=sums)
+            costs[index] = _cost(layer.name, timing, module, update)
             x = timing.output
     return costs
 
@@ -171,7 +180,9 @@ class _Timing:
     touched_share: float
 
 
-def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort, *, table: Any) -> _Timing:
+def _time(
+    run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort, *, table: Any, sums: GradientSums
+) -> _Timing:
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
@@ -182,7 +193,10 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort, 
         return tensor
 
     output: Any = None
-    masters = _masters(module)
+    masters = _masters(module) if sums.fp32 else {}
+    keeper = RowGradients(module.weight) if sums.rows and isinstance(module, ItemEmbedding) else None
+    if keeper is not None:
+        setattr(module.weight, KEEPER, keeper)
     evict = _evicting(x.device)
     runs = 1
     seen = False
@@ -208,6 +222,10 @@ def _time(run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort, 
             output.backward(gradient)
             _accumulate(module, masters)
         back = _now(entering) - middle
+        if keeper is not None and first:
+            keeper.hand_over()
+        elif keeper is not None:
+            keeper.forget()
         if first and table is not None:
             touched = _touched_share(masters.get(table, table.grad))
         return forth, back
@@ -243,12 +261,12 @@ def _evicting(device: torch.device) -> Callable[[], object]:
 
 
 def _masters(module: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Where gradients of half-precision weights are summed; full-precision ones sum in place."""
+    """Where gradients of half-precision weights are summed apart; full-precision ones sum in place."""
     return {p: torch.zeros_like(p, dtype=torch.float32) for p in module.parameters() if p.dtype != torch.float32}
 
 
 def _accumulate(module: nn.Module, masters: Mapping[nn.Parameter, Tensor]) -> None:
-    """What DeepSpeed does behind every backward pass of a half-precision model: add an fp32 copy to the sum, and clear."""
+    """What DeepSpeed does behind every backward pass with ``grad_accum_dtype`` fp32: add an fp32 copy to the sum, and clear."""
     for parameter in module.parameters():
         if parameter.grad is not None and parameter in masters:
             masters[parameter].add_(parameter.grad.to(torch.float32))

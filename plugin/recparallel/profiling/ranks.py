@@ -26,6 +26,7 @@ from recparallel.profiling.layers import (
     with_names,
 )
 from recparallel.profiling.links import measure_links
+from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 
 _ALIKE = 0.15
 """Ranks whose speeds differ by less count as equal: two measurements of one device differ by about as much."""
@@ -88,6 +89,7 @@ def profile_on_ranks(
     effort: Effort,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    sums: GradientSums = PLAIN_SUMS,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Profile:
     """Collective over the default group; every rank gets the same profile.
@@ -111,7 +113,9 @@ def profile_on_ranks(
     say(f"profiling {len(chosen)} layers{alike} on {world} ranks")
     answer: _Share | str
     try:
-        costs = measure_layers(layers, loss_fn, sample, wanted=wanted, effort=effort, device=device, dtype=dtype)
+        costs = measure_layers(
+            layers, loss_fn, sample, wanted=wanted, effort=effort, device=device, dtype=dtype, sums=sums
+        )
         answer = _Share(costs, describe_device(device))
     except Exception as error:
         answer = f"rank {rank}: {error!r}"

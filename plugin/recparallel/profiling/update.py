@@ -1,4 +1,4 @@
-"""What the optimizer's update of a layer costs: AdamW on fp32 weights in one pass, with the cast to the layer's own type."""
+"""What the optimizer's update of a layer costs: AdamW on fp32 weights in one pass, and what half-precision weights need beside."""
 
 import statistics
 from collections.abc import Callable
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from recparallel.models.layers import ItemEmbedding
 from recparallel.profiling.steady import steady_passes
+from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 
 
 @dataclass(frozen=True)
@@ -18,27 +20,40 @@ class UpdateCost:
     state_bytes: int = 0
 
 
-def measure_update(module: nn.Module, repeats: int, clock: Callable[[], float]) -> UpdateCost:
+def measure_update(
+    module: nn.Module, repeats: int, clock: Callable[[], float], *, sums: GradientSums = PLAIN_SUMS
+) -> UpdateCost:
     """Update copies of the module's parameters.
+
+    Of half-precision weights the gradient is handed over before it, unless it is in fp32 already, and the weights are cast behind
+    it, as DeepSpeed does.
 
     Args:
         module: its parameters are read only.
         repeats: timed updates, of which the median counts; one before them allocates.
         clock: seconds.
+        sums: how gradients were added up; a table that got none by then is given one.
     """
     own = [p for p in module.parameters() if p.requires_grad]
     if not own:
         return UpdateCost()
     masters = [nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in own]
-    lower = [torch.empty_like(p) for p in own if p.dtype != torch.float32]
+    lower = [torch.zeros_like(p) for p in own if p.dtype != torch.float32]
+    copies = [] if sums.fp32 else [torch.zeros_like(low) for low in lower]
     for master in masters:
         master.grad = torch.zeros_like(master)
+    halves = [master for master, p in zip(masters, own) if p.dtype != torch.float32]
     optimizer = torch.optim.AdamW(masters, fused=True)
 
     def update() -> float:
         start = _synchronized(clock, masters[0])
+        if sums.rows and isinstance(module, ItemEmbedding):
+            torch.zeros_like(module.weight)
+        for master, low, copy in zip(halves, lower, copies):
+            copy.zero_().add_(low)
+            master.grad.copy_(copy)  # type: ignore[union-attr]
         optimizer.step()
-        for target, master in zip(lower, masters):
+        for target, master in zip(lower, halves):
             target.copy_(master.detach())
         return _synchronized(clock, masters[0]) - start
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from recparallel.errors import ConfigError
 from recparallel.models.losses.base import TargetLoss
+from recparallel.models.row_gradients import keeper_of, look_up_rows
 from recparallel.tensor_parallel.exchange import logsumexp_over_ranks, sum_over_ranks
 from recparallel.tensor_parallel.table import own_rows
 
@@ -68,10 +69,15 @@ class SampledSoftmax(TargetLoss):
         if not self.ranks.alone:
             negatives_K, local_K = negatives_K[own_K], local_K[own_K]
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
-        positive_N = (hidden_ND * table_SD[local_N]).sum(-1).to(exact)
-        negative_NK = (hidden_ND @ table_SD[local_K].T).to(exact) - log_q[negatives_K]
+        positive_N = (hidden_ND * _rows_of(table_SD, local_N)).sum(-1).to(exact)
+        negative_NK = (hidden_ND @ _rows_of(table_SD, local_K).T).to(exact) - log_q[negatives_K]
         negative_NK = negative_NK.masked_fill(targets_N[:, None] == negatives_K, float("-inf"))
         # A rank without the target, and perhaps without any negative, has nothing to add.
         scores_NS = torch.cat([positive_N.masked_fill(~own_N, _NOTHING)[:, None], negative_NK], dim=1)
         positive_N = sum_over_ranks(positive_N.masked_fill(~own_N, 0.0), self.ranks)
         return (logsumexp_over_ranks(scores_NS.logsumexp(1), self.ranks) - positive_N).sum()
+
+
+def _rows_of(table_SD: Tensor, rows: Tensor) -> Tensor:
+    keeper = keeper_of(table_SD)
+    return table_SD[rows] if keeper is None else look_up_rows(table_SD, rows, keeper)

@@ -1,0 +1,82 @@
+"""Gradients of a table of which a step looks up few rows, kept by rows until the step is over.
+
+Autograd makes a gradient of the size of the whole table for every look-up and adds it to that of the look-up before. For a large
+catalogue this takes longer than the look-ups' own work.
+
+Shapes: N looked-up rows, V rows of the table, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+KEEPER = "recparallel_rows"
+"""The attribute of a table, and of a view of it, that holds its :class:`RowGradients`; only engines that hand them over set it."""
+
+_MOST = 4
+"""A keeper holds at most the table's rows divided by this."""
+
+
+class RowGradients:
+    """What the look-ups of a step hand back for one table (V, D)."""
+
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
+        self.forget()
+
+    def add(self, rows_N: Tensor, values_ND: Tensor) -> None:
+        """Keep the gradient of a look-up; where much has come together, the table's gradient takes it at once."""
+        self._rows.append(rows_N)
+        self._values.append(values_ND)
+        self._kept += len(rows_N)
+        if self._kept > len(self._table) // _MOST:
+            self.hand_over()
+
+    @torch.no_grad()
+    def hand_over(self) -> None:
+        """Add everything to ``table.grad``, summed in at least fp32 row by row; without look-ups it stays as it is."""
+        if not self._rows:
+            return
+        table, values_ND = self._table, torch.cat(self._values)
+        rows_U, place_N = torch.cat(self._rows).unique(return_inverse=True)
+        exact = torch.promote_types(values_ND.dtype, torch.float32)
+        sums_UD = values_ND.new_zeros(len(rows_U), values_ND.shape[1], dtype=exact)
+        sums_UD.index_add_(0, place_N, values_ND.to(exact))
+        if table.grad is None:
+            table.grad = torch.zeros_like(table)
+        table.grad.index_add_(0, rows_U, sums_UD.to(table.dtype))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self._rows: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._kept = 0
+
+
+def keeper_of(table: Tensor) -> RowGradients | None:
+    """Where the gradients of look-ups in ``table`` go, or None where autograd makes them."""
+    return getattr(table, KEEPER, None)
+
+
+def look_up_rows(table_VD: Tensor, rows: Tensor, keeper: RowGradients) -> Tensor:
+    """``table_VD[rows]`` (…, D) for int64 ``rows`` of any shape, whose gradient goes to ``keeper``."""
+    return _LookUp.apply(table_VD, rows, keeper)  # type: ignore[no-any-return]
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_VD: Tensor, rows: Tensor, keeper: RowGradients) -> Tensor:
+        ctx.keeper = keeper
+        ctx.save_for_backward(rows)
+        return functional.embedding(rows, table_VD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        (rows,) = ctx.saved_tensors
+        ctx.keeper.add(rows.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        return None, None, None

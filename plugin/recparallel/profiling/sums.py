@@ -1,0 +1,21 @@
+"""How gradients are added up over the micro-batches of a step, which a profile must do as the training does."""
+
+from typing import NamedTuple
+
+
+class GradientSums(NamedTuple):
+    """What happens behind a backward pass.
+
+    Attributes:
+        fp32: those of half-precision weights are added to an fp32 copy, and cleared (``data_types.grad_accum_dtype`` of DeepSpeed);
+            otherwise autograd adds them up, and they are handed over once a step.
+        rows: look-ups in item tables keep theirs by rows, and the table gets them once a step
+            (:mod:`recparallel.models.row_gradients`); otherwise every look-up makes one of the whole table.
+    """
+
+    fp32: bool = False
+    rows: bool = False
+
+
+PLAIN_SUMS = GradientSums()
+"""As autograd makes them."""

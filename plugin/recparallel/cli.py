@@ -88,6 +88,7 @@ def profile(
     from recparallel.plan import Shape
     from recparallel.profiling.layers import Effort
     from recparallel.profiling.ranks import joined, profile_here
+    from recparallel.profiling.sums import GradientSums
 
     sizes, lengths = sorted(set(micro_batch or _MICRO_BATCHES)), sorted(set(length or _LENGTHS))
     if sizes[0] < 1 or lengths[0] < 1:
@@ -118,6 +119,7 @@ def profile(
                         effort=Effort(repeats, warmup, least_seconds=0.05),
                         device=device,
                         dtype=getattr(torch, dtype.value),
+                        sums=GradientSums(rows=True),  # as without ZeRO
                         progress=bar_of(f"micro-batch {sequences}, length {positions}"),
                     )
                 )

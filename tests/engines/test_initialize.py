@@ -139,12 +139,13 @@ def test_a_second_attach_is_refused_until_the_first_is_off(pools):
     assert all("engine.recparallel.remove()" in message and again for message, again in pools[1].run(attached_twice))
 
 
-def someone_elses_pipeline():
+def someone_elses_pipeline(section):
     """A PipelineModule that recparallel did not make: its stages are its own business."""
     import torch
     from deepspeed.pipe import LayerSpec, PipelineModule
 
     import recparallel
+    from recparallel.errors import ConfigError
 
     layers = [LayerSpec(torch.nn.Linear, 4, 4), LayerSpec(torch.nn.Linear, 4, 4)]
     module = PipelineModule(layers, num_stages=2, loss_fn=torch.nn.MSELoss())
@@ -153,16 +154,27 @@ def someone_elses_pipeline():
         "train_micro_batch_size_per_gpu": 4,
         "steps_per_print": 10**9,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+        "recparallel": section,
     }
-    engine, *_ = recparallel.initialize(model=module, config=config, model_parameters=module.parameters())
+    try:
+        engine, *_ = recparallel.initialize(model=module, config=config, model_parameters=module.parameters())
+    except ConfigError as error:
+        return str(error)
     data = torch.linspace(-1, 1, 32).view(8, 4)
     return [engine.train_batch(iter([(data[:4], data[:4]), (data[4:], data[4:])])).item() for _ in range(20)]
 
 
 def test_a_pipeline_of_ones_own_is_attached_to(pools):
-    losses = pools[2].run(someone_elses_pipeline)
+    losses = pools[2].run(someone_elses_pipeline, section={})
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("section", [{"attention": "fastest"}, {"tensor": 2}, {"spread_head": True, "tensor": 2}])
+def test_what_needs_layers_of_ours_is_refused_for_others(pools, section):
+    said = pools[2].run(someone_elses_pipeline, section=section)
+    named = ", ".join(f"recparallel.{key}" for key in ("tensor", "spread_head", "attention") if key in section)
+    assert all(f"{named} apply to a Recommender, the model is a PipelineModule" in message for message in said)
 
 
 def evaluation_losses(stages):

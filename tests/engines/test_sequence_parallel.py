@@ -1,5 +1,7 @@
 """Tensor ranks that share positions too give the losses and weights of one process, with half of the hidden states on each."""
 
+import dataclasses
+
 import pytest
 import torch
 from training import (
@@ -16,6 +18,10 @@ from training import (
     train,
     train_on_engine,
 )
+
+from recparallel.errors import ConfigError
+from recparallel.models.shared import shared_among
+from recparallel.tensor_parallel import TensorRanks
 
 RTOL = 1e-5  # fp32; sums are made in another order
 
@@ -146,6 +152,15 @@ def refused(run, length):
     except ConfigError as error:
         return str(error)
     return "accepted"
+
+
+def test_a_layer_that_does_not_know_of_shared_positions_is_refused():
+    rec = recommender(run_of())
+    other = dataclasses.replace(rec.layers[1], name="mine", module_class=torch.nn.Identity, kwargs={})
+    rec = dataclasses.replace(rec, layers=(rec.layers[0], other, *rec.layers[1:]))
+    assert len(shared_among(rec, TensorRanks(0, 2)).layers) == len(rec.layers)
+    with pytest.raises(ConfigError, match="layer 'mine' does not know of shared positions"):
+        shared_among(rec, TensorRanks(0, 2, sequence=True))
 
 
 @pytest.mark.parametrize(

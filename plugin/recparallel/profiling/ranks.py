@@ -53,12 +53,13 @@ def profile_here(
     effort: Effort,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    sums: GradientSums = PLAIN_SUMS,
     progress: Progress = lambda layers: layers,
 ) -> Profile:
     """The profile by all ranks of the launch, with their devices and links; by this process where it is alone, whose device
     then speaks for all."""
     if dist.is_initialized():
-        measured = profile_on_ranks(layers, loss_fn, sample, effort=effort, device=device, dtype=dtype)
+        measured = profile_on_ranks(layers, loss_fn, sample, effort=effort, device=device, dtype=dtype, sums=sums)
         return with_free_memory(measured, device)
     return profile_layers(
         layers,
@@ -69,6 +70,7 @@ def profile_here(
         least_seconds=effort.least_seconds,
         device=device,
         dtype=dtype,
+        sums=sums,
         progress=progress,
     )
 

@@ -104,6 +104,14 @@ def reference_weights(run: Run) -> dict[str, Tensor]:
     return _reference(*_decides(run))[1]
 
 
+def assert_weights_of_one_process(written: dict[str, Tensor], run: Run) -> None:
+    """What ranks wrote together, as ``weight/NAME``; ten steps add up what sums in another order differ by."""
+    weights = reference_weights(run)
+    assert {name for name in written if name.startswith("weight/")} == {f"weight/{name}" for name in weights}
+    for name, whole in weights.items():
+        torch.testing.assert_close(written[f"weight/{name}"], whole, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def _decides(run: Run) -> tuple[Any, ...]:
     """What the plan does not change."""
     return run.family, run.tied, run.dropout, run.loss, run.num_items, run.steps, run.clip, run.eps

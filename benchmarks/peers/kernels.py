@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.peers.trainer import Job
-from recparallel.models.attention import with_attention
+from recparallel.engines.attention_choice import fastest
+from recparallel.models.attention import layers_by_attention, with_attention
 from recparallel.models.losses import TargetLoss
 from recparallel.models.losses.cross_entropy import CrossEntropy
 from recparallel.models.recommender import Recommender
@@ -34,12 +35,12 @@ def _stock(recommender: Recommender, job: Job) -> Recommender:
 
 
 def _ours(recommender: Recommender, job: Job) -> Recommender:
-    trunk = Trunk.of(recommender.config)
-    layers_of = {name: with_attention(recommender, name).layers for name in trunk.attentions}
     shape = job.setting.micro_batch, job.spec.length
     dtype = torch.bfloat16 if job.setting.precision == "bf16" else torch.float32
-    seconds = time_attentions(layers_of, shape, trunk.dim, dtype=dtype)
-    return with_attention(recommender, min(seconds, key=lambda name: seconds[name]))
+    width = Trunk.of(recommender.config).dim
+    return with_attention(
+        recommender, fastest(time_attentions(layers_by_attention(recommender), shape, width, dtype=dtype))
+    )
 
 
 KERNELS: Mapping[str, Callable[[Recommender, Job], Recommender]] = {

@@ -114,16 +114,7 @@ def _hybrid(name: str, *, stages: int, tensor: int = 1, **more: bool) -> Side:
 _OURS = {
     side.name: side
     for side in (
-        Side(
-            "recparallel",
-            "recparallel_pipeline",
-            PIPELINE,
-            "main",
-            {"method": "simulated_any_order"},
-            stages=0,
-            measures=True,
-            kernels="engine",
-        ),
+        _hybrid("recparallel", stages=0),
         _hybrid("recparallel spread", stages=0, spread_head=True),
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),

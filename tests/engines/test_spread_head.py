@@ -1,15 +1,14 @@
 """Stages that share the head give the losses and weights of one process."""
 
 import pytest
-import torch
 from training import (
     Run,
+    assert_weights_of_one_process,
     deepspeed_config,
     make_engine,
     ranks_of_some_targets,
     recommender,
     reference,
-    reference_weights,
     train,
     train_on_engine,
 )
@@ -85,8 +84,7 @@ def test_every_row_of_the_head_is_written_once(pools, stages, shares, rows):
         assert losses == pytest.approx(reference(run), rel=RTOL)
         assert not written.keys() & own.keys()
         written |= own
-    for name, whole in reference_weights(run).items():
-        torch.testing.assert_close(written[f"weight/{name}"], whole, rtol=1e-4, atol=1e-6, msg=name)
+    assert_weights_of_one_process(written, run)
 
 
 def ranked(run):

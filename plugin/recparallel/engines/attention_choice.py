@@ -8,7 +8,7 @@ from rich.console import Console
 
 from recparallel.config import AttentionChoice
 from recparallel.errors import PartitionError
-from recparallel.models.attention import with_attention
+from recparallel.models.attention import layers_by_attention, with_attention
 from recparallel.models.recommender import Recommender
 from recparallel.models.trunk import Trunk
 from recparallel.profiling.attention import time_attentions
@@ -50,7 +50,7 @@ def with_chosen_attention(
         )
     else:
         try:
-            layers_of = {name: with_attention(recommender, name).layers for name in trunk.attentions}
+            layers_of = layers_by_attention(recommender)
             answer = time_attentions(layers_of, sample[0].shape, trunk.dim, device=device, dtype=dtype)
         except Exception as error:  # the others wait for an answer
             answer = f"rank {dist.get_rank()}: {error!r}"

@@ -151,9 +151,8 @@ def initialize(
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
     if section.spread_head:
         check_spreadable(model)
-    shared_among(
-        model, TensorRanks(0, section.tensor, sequence=section.sequence_parallel)
-    )  # refuses what cannot be divided, before any group exists
+    # Refuses what cannot be divided, before any group exists.
+    shared_among(model, TensorRanks(0, section.tensor, sequence=section.sequence_parallel))
     if section.attention not in ("model", "fastest"):
         model = with_attention(model, section.attention)
     if training_data is not None and max_length is None:
@@ -184,7 +183,7 @@ def initialize(
         schedule=section.schedule,
         optimizer_shares=section.replicas(_world_size()) if zero_stage(deepspeed_config) else 1,
         sums=GradientSums(
-            fp32=(deepspeed_config.get("data_types") or {}).get("grad_accum_dtype") == "fp32",
+            fp32=(deepspeed_config.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32"),
             rows=zero_stage(deepspeed_config) == 0 and precision(deepspeed_config) != "float16",
         ),
         profile=profile,

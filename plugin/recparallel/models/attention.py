@@ -4,6 +4,7 @@ import copy
 import dataclasses
 
 from recparallel.errors import ConfigError
+from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.models.trunk import Trunk
 
@@ -29,3 +30,8 @@ def with_attention(recommender: Recommender, name: str) -> Recommender:
         for layer in recommender.layers
     )
     return dataclasses.replace(recommender, layers=layers, config=config)
+
+
+def layers_by_attention(recommender: Recommender) -> dict[str, tuple[Layer, ...]]:
+    """The layers under each way that gives the same; the model's own comes first."""
+    return {name: with_attention(recommender, name).layers for name in Trunk.of(recommender.config).attentions}

@@ -5,29 +5,34 @@ Shapes: … any, L positions, T ranks, D width. In a tensor without a dimension 
 Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", MLSys 2023.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from recparallel.tensor_parallel.ranks import TensorRanks
 
+Exchange: TypeAlias = Callable[[Tensor], Tensor]
+
 
 def gather_positions(x: Tensor, ranks: TensorRanks) -> Tensor:
     """All positions (…, L, D) of what each rank has a share of (…, L / T, D), into what each computes for itself; the backward
     pass adds up their gradients and gives each its share."""
-    return _Gather.apply(x, ranks)  # type: ignore[no-any-return]
+    return _Exchange.apply(x, partial(_gather, ranks=ranks), partial(_sum, ranks=ranks))  # type: ignore[no-any-return]
 
 
 def sum_to_positions(x: Tensor, ranks: TensorRanks) -> Tensor:
     """This rank's share of the positions of the sum of every rank's ``x`` (…, L, D); the backward pass gathers the gradient."""
-    return _SumToPositions.apply(x, ranks)  # type: ignore[no-any-return]
+    return _Exchange.apply(x, partial(_sum, ranks=ranks), partial(_gather, ranks=ranks))  # type: ignore[no-any-return]
 
 
 def all_positions(x: Tensor, ranks: TensorRanks) -> Tensor:
     """All positions (…, L, D), into what is the same on all ranks, its gradient too: the backward pass takes each rank's share."""
-    return _AllPositions.apply(x, ranks) if ranks.sequence else x  # type: ignore[no-any-return]
+    if not ranks.sequence:
+        return x
+    return _Exchange.apply(x, partial(_gather, ranks=ranks), partial(_own, ranks=ranks))  # type: ignore[no-any-return]
 
 
 def add_up_gradients(parameters: Iterable[Tensor], ranks: TensorRanks) -> None:
@@ -36,38 +41,17 @@ def add_up_gradients(parameters: Iterable[Tensor], ranks: TensorRanks) -> None:
         parameter.register_hook(lambda grad: ranks.all_reduce(grad.clone()))
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: TensorRanks) -> Tensor:
-        ctx.ranks = ranks
-        return _gather(x, ranks)
+class _Exchange(torch.autograd.Function):
+    """``forth`` in the forward pass, ``back`` on the gradient."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _sum(grad, ctx.ranks), None
-
-
-class _SumToPositions(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: TensorRanks) -> Tensor:
-        ctx.ranks = ranks
-        return _sum(x, ranks)
+    def forward(ctx: Any, x: Tensor, forth: Exchange, back: Exchange) -> Tensor:
+        ctx.back = back
+        return forth(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gather(grad, ctx.ranks), None
-
-
-class _AllPositions(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: TensorRanks) -> Tensor:
-        ctx.ranks = ranks
-        return _gather(x, ranks)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        first, end = ctx.ranks.positions(grad.shape[-2])
-        return grad[..., first:end, :].contiguous(), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(grad), None, None
 
 
 def _gather(x: Tensor, ranks: TensorRanks) -> Tensor:
@@ -76,3 +60,8 @@ def _gather(x: Tensor, ranks: TensorRanks) -> Tensor:
 
 def _sum(x: Tensor, ranks: TensorRanks) -> Tensor:
     return ranks.reduce_scatter(x.movedim(-2, 0)).movedim(0, -2).contiguous()
+
+
+def _own(x: Tensor, ranks: TensorRanks) -> Tensor:
+    first, end = ranks.positions(x.shape[-2])
+    return x[..., first:end, :].contiguous()

@@ -12,7 +12,7 @@ from benchmarks.peers.deepspeed_config import config_of, forget_groups, join
 from benchmarks.peers.stage_timer import StageTimer
 from benchmarks.peers.trainer import Job, StepResult
 from recparallel.models.recommender import Recommender
-from recparallel.partitioning.indivisible import shortest_step
+from recparallel.partitioning.indivisible import fastest_step, shortest_step
 from recparallel.partitioning.step_costs import computing_seconds, predict_step
 
 EXTRAS = {
@@ -21,6 +21,7 @@ EXTRAS = {
     "predicted_stage_seconds": "s/step",
     "stage_error": "",
     "predicted_step_seconds": "s",
+    "fastest_step_seconds": "s",
     "shortest_step_seconds": "s",
     "start_seconds": "s",
     "stage": "",
@@ -28,8 +29,8 @@ EXTRAS = {
 }
 """What each rank reports: how long its stage computes in a step, on its device
 (:class:`~benchmarks.peers.stage_timer.StageTimer`) and by the clock alone; what was predicted of it, and by which share that was
-wrong; what was predicted of the step, and the time that no cut can beat; the seconds of ``initialize`` with its profile; and
-which stage the rank runs, with how many layers."""
+wrong; what was predicted of the step, the fastest that any cut can have, and a bound on that; the seconds of ``initialize`` with
+its profile; and which stage the rank runs, with how many layers."""
 
 
 class Ours:
@@ -111,6 +112,7 @@ class Ours:
         return self._place() | {
             "predicted_stage_seconds": computing_seconds(profile, partition)[stage],
             "predicted_step_seconds": predict_step(profile, partition),
+            "fastest_step_seconds": fastest_step(profile, partition.num_stages),
             "shortest_step_seconds": shortest_step(profile, partition.num_stages),
         }
 

@@ -15,8 +15,8 @@ from recparallel.errors import UnknownNameError
 PARTITIONERS = {
     "profile": "recparallel.partitioning.bottleneck:minimize_bottleneck",
     "profile_any_order": "recparallel.partitioning.device_order:minimize_bottleneck_any_order",
-    "simulated": "recparallel.partitioning.step_time:minimize_step",
-    "simulated_any_order": "recparallel.partitioning.device_order:minimize_step_any_order",
+    "simulated": "recparallel.partitioning.even_cut:minimize_step_evenly",
+    "simulated_any_order": "recparallel.partitioning.even_cut:minimize_step_any_order_evenly",
 }
 
 CODECS = {

@@ -14,7 +14,7 @@ from benchmarks.study_tables import markers
 from benchmarks.workloads import WORKLOADS
 
 
-def results(*, stages=((1.0, 1.1), (2.0, 1.9)), predicted=2.1, measured=2.0, shortest=1.8):
+def results(*, stages=((1.0, 1.1), (2.0, 1.9)), predicted=2.1, measured=2.0, fastest=1.8, shortest=1.6):
     """Of `head` on `flat`: two stock sides and ours, with a prediction and a measurement for each rank."""
     rows = [
         ("ds pp uniform", RATE, 20.0),
@@ -29,6 +29,7 @@ def results(*, stages=((1.0, 1.1), (2.0, 1.9)), predicted=2.1, measured=2.0, sho
             "stage_wall_seconds": seen,
             "stage_error": forecast / seen - 1,
             "predicted_step_seconds": predicted,
+            "fastest_step_seconds": fastest,
             "shortest_step_seconds": shortest,
             "start_seconds": 3.0 + rank,
             "stage": float(rank),
@@ -63,7 +64,7 @@ def test_tables_and_pictures_go_into_the_document(tmp_path):
     document.write_text(f"# Cuts\n{begin}\nold\n{end}\n")
     partition.STUDY.conclude(results(), path, document)
     text = document.read_text()
-    assert "| head | flat | 32.0 | 25.0 (ds pp parameters) | 1.28 | 35.6 | 90% | 2.10 / 2.00 | +5.0% |" in text
+    assert "| head | flat | 32.0 | 25.0 (ds pp parameters) | 1.28 | 35.6 | 90% | 80% | 2.10 / 2.00 | +5.0% |" in text
     assert "![stages of head on flat](results/partition-stages-head-flat.png)" in text
     assert "old" not in text
     assert (path.parent / "partition-stages-head-flat.png").stat().st_size > 1000

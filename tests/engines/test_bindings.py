@@ -29,6 +29,16 @@ def test_what_is_bound_comes_off_again():
     assert (engine.step(), engine.count, engine.kind) == ("theirs", 1, "class")
 
 
+def test_what_is_more_than_an_attribute_is_undone_in_turn():
+    engine, bindings, seen = Engine(), Bindings(), []
+    bindings.bind(engine, "count", 2)
+    bindings.undo(lambda: seen.append(engine.count))
+    bindings.bind(engine, "count", 3)
+    bindings.remove()
+    bindings.remove()
+    assert (seen, engine.count) == ([2], 1)
+
+
 def test_a_second_removal_does_nothing():
     engine, bindings = Engine(), Bindings()
     bindings.bind(engine, "count", 2)

@@ -281,14 +281,14 @@ NAMES = ["embedding", "blocks.0", "blocks.1", "blocks.2", "norm", "head"]
 
 
 def test_a_profile_from_a_file_is_cut_as_the_command_line_cuts_it(pools, tmp_path):
-    from recparallel.partitioning.step_time import minimize_step
+    from recparallel.partitioning.even_cut import minimize_step_evenly
     from recparallel.profiling.files import read_profile
 
     path = write_profile(tmp_path / "profile.json", NAMES)
     cuts = pools[2].run(with_profile_file, path=path)
     assert cuts[0] == cuts[1]
     profile = read_profile(path).model_copy(update={"num_micro_batches": 4})
-    assert cuts[0] == minimize_step(profile, 2)
+    assert cuts[0] == minimize_step_evenly(profile, 2)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from recparallel.models.layer import Layer
 from recparallel.models.layers import DecoderBlock
 from recparallel.plan import Profile
 from recparallel.profiling import layers as layers_module
+from recparallel.profiling import passes as passes_module
 from recparallel.profiling.layers import profile_layers
 
 B, L, D, V = 2, 6, 16, 11
@@ -61,7 +62,8 @@ class Clock:
 def clock(monkeypatch):
     """The clock that layers are timed with. Tests use powers of two, so sums are exact."""
     clock = Clock()
-    monkeypatch.setattr(layers_module, "time", clock)
+    for module in (layers_module, passes_module):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

@@ -1,8 +1,8 @@
-"""Gradients of a step's micro-batches added up where autograd adds them, for DeepSpeed's bf16 optimizer.
+"""Gradients of a step's micro-batches added up in place, for DeepSpeed's bf16 optimizer.
 
 ``BF16_Optimizer`` (0.19) keeps a second copy of all gradients: after each micro-batch it adds to it what autograd has made, and
-zeroes that. Where the copy is bf16 too, autograd by itself gives the same, as both round after each micro-batch. So the adding is
-left to autograd, and what it has added up is handed over once a step.
+zeroes that. Where the copy is bf16 too, autograd by itself gives the same, as both round after each micro-batch. So the copy is
+what autograd adds to: there is one of each gradient, and nothing to hand over.
 """
 
 from typing import Any
@@ -21,18 +21,31 @@ def adds_up_natively(optimizer: Any) -> bool:
 
 
 def bind_native_accumulation(engine: Any, bindings: Bindings) -> None:
-    """Let a pipeline engine with bf16 accumulation hand its gradients to the optimizer once a step; otherwise do nothing."""
+    """Let autograd add gradients up in the optimizer's copy, where a pipeline engine accumulates in bf16; otherwise do nothing."""
     optimizer = engine.optimizer
     if not adds_up_natively(optimizer):
         return
-    add, clear = optimizer.update_hp_grads, optimizer.clear_lp_grads
+    clear = optimizer.clear_lp_grads
     reduce = engine._INSTRUCTION_MAP[ReduceTiedGrads]
     bindings.bind(optimizer, "update_hp_grads", lambda clear_lp_grads=False: None)
     bindings.bind(optimizer, "clear_lp_grads", lambda set_to_none=False: None)
+    bindings.undo(lambda: clear(set_to_none=True))
+    _hand_over(optimizer)
 
     def hand_over_and_reduce(engine: Any) -> None:
-        add(clear_lp_grads=False)
-        clear(set_to_none=True)
+        _hand_over(optimizer)
         reduce(engine)
 
     bindings.bind(engine, "_INSTRUCTION_MAP", {**engine._INSTRUCTION_MAP, ReduceTiedGrads: hand_over_and_reduce})
+
+
+@torch.no_grad()
+def _hand_over(optimizer: Any) -> None:
+    """Make every weight's gradient a view of the optimizer's, with what came together elsewhere, and say that it is there."""
+    for number, (weights, gradients) in enumerate(zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients)):
+        for weight, gradient in zip(weights, gradients):
+            if weight.grad is not None and weight.grad.data_ptr() != gradient.data_ptr():
+                gradient.add_(weight.grad.view(gradient.shape))
+            weight.grad = gradient.view(weight.shape)
+            weight._hp_grad = gradient
+        optimizer.fp32_groups_has_gradients[number] = [True] * len(weights)

@@ -1,5 +1,6 @@
 """Put attributes on one object and take them off again."""
 
+from collections.abc import Callable
 from typing import Any
 
 _ABSENT = object()
@@ -21,18 +22,26 @@ class Bindings:
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
+        self._before: list[Callable[[], None]] = []
 
     def bind(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner.name`` to ``value`` until :meth:`remove`."""
-        self._before.append((owner, name, owner.__dict__.get(name, _ABSENT)))
-        owner.__dict__[name] = value
+        before = owner.__dict__.get(name, _ABSENT)
 
-    def remove(self) -> None:
-        """Undo every binding, the latest first. A second call does nothing."""
-        while self._before:
-            owner, name, before = self._before.pop()
+        def restore() -> None:
             if before is _ABSENT:
                 del owner.__dict__[name]
             else:
                 owner.__dict__[name] = before
+
+        self._before.append(restore)
+        owner.__dict__[name] = value
+
+    def undo(self, function: Callable[[], None]) -> None:
+        """Call ``function`` at :meth:`remove` too, for what is more than an attribute."""
+        self._before.append(function)
+
+    def remove(self) -> None:
+        """Undo every binding, the latest first. A second call does nothing."""
+        while self._before:
+            self._before.pop()()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from recparallel.engines.bindings import Bindings
+from recparallel.pieces import pieces
 
 
 def clip_gradients(engine: Any) -> None:
@@ -39,17 +40,20 @@ def _counts(engine: Any, parameter: torch.Tensor) -> bool:
     )
 
 
-def bind_norm_of_copies(engine: Any, bindings: Bindings) -> None:
-    """Let a stage of a ``BF16_Optimizer`` take part in the norm that holds nothing but tied copies, which count elsewhere.
+def bind_norm(engine: Any, bindings: Bindings) -> None:
+    """Change what a ``BF16_Optimizer`` makes the norm of its gradients from (DeepSpeed 0.19).
 
-    DeepSpeed (0.19) stacks the norms of its other gradients, of which there are none, and fails; the other ranks wait for it.
+    - A stage that holds nothing but tied copies, which count elsewhere, takes part with a zero. Else it would stack the norms of no
+      gradients and fail, and the other ranks would wait for it.
+    - On a CPU, long gradients are handed over in pieces, each of which is cast to fp32 by itself: half the time for a large table.
     """
     original = engine.optimizer.get_grads_for_norm
 
     def get_grads_for_norm(for_clipping: bool = False) -> Any:
         found = original(for_clipping)
-        if for_clipping or found[0]:
+        if for_clipping:
             return found
-        return [torch.zeros(1, device=engine.device)], found[1]
+        short = [piece for gradient in found[0] for piece in pieces(gradient)]
+        return short or [torch.zeros(1, device=engine.device)], found[1]
 
     bindings.bind(engine.optimizer, "get_grads_for_norm", get_grads_for_norm)

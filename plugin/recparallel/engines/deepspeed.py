@@ -33,7 +33,7 @@ from recparallel.data_parallel.hook import BoundHook, Hook, bind
 from recparallel.engines.bf16_accumulation import bind_native_accumulation
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
-from recparallel.engines.clipping import bind_norm_of_copies, clip_gradients
+from recparallel.engines.clipping import bind_norm, clip_gradients
 from recparallel.engines.dense_exchange import bind_exchange_report
 from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
@@ -267,7 +267,7 @@ def attach(
             if not (engine.fp16_enabled() or engine.bfloat16_enabled() or engine.zero_optimization()):
                 bindings.bind(engine, "clip_fp32_gradients", lambda: clip_gradients(engine))
             if isinstance(engine.optimizer, BF16_Optimizer):
-                bind_norm_of_copies(engine, bindings)
+                bind_norm(engine, bindings)
             plan = _plan_of(engine, bound)
         handle = Handle(engine, bound, plan, bindings)
         bindings.bind(engine, "recparallel", handle)

@@ -11,6 +11,7 @@ from recparallel.partitioning.device_order import (
     device_classes,
     different_orders,
     minimize_bottleneck_any_order,
+    minimize_step_any_order,
 )
 from recparallel.partitioning.memory import too_little_memory
 from recparallel.partitioning.step_costs import micro_batches_of
@@ -69,6 +70,19 @@ def indivisible(profile: Profile, partition: Partition) -> Indivisible:
     even = sum(layer.seconds for layer in profile.layers) / sum(group.speed for group in groups)
     slowest = max(partition.stage_seconds, default=0.0)
     return Indivisible(layer, seconds, even, bounds_it=seconds > even and seconds >= _MOST_OF_IT * slowest)
+
+
+def fastest_step(profile: Profile, stages: int) -> float:
+    """Seconds of the fastest simulated step of any cut and any order of devices, where the search for it comes to an end; else
+    :func:`shortest_step`, which no cut reaches. No step over contiguous cuts is faster than either.
+
+    Raises:
+        PartitionError: as :func:`shortest_step`.
+    """
+    found = minimize_step_any_order(profile, stages)
+    if found.optimal and found.step_seconds is not None:
+        return found.step_seconds
+    return shortest_step(profile, stages)
 
 
 def shortest_step(profile: Profile, stages: int) -> float:

@@ -48,8 +48,21 @@ class Simulated:
     ends: tuple[float, ...]
 
 
-def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
-    """Play a schedule through.
+@dataclass
+class Trace:
+    """When what happened, as ``(begin, end)`` in seconds.
+
+    Attributes:
+        passes: that stages computed, by stage.
+        transfers: that ran beside the computation, by boundary.
+    """
+
+    passes: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    transfers: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+def simulate(schedule: Schedule, costs: StepCosts, trace: Trace | None = None) -> Simulated:
+    """Play a schedule through, and write into ``trace`` what happened when.
 
     Raises:
         RuntimeError: the schedule never ends: stages wait for each other.
@@ -72,6 +85,8 @@ def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
                 now += took
                 busy[stage] += took
                 position += 1
+                if trace is not None:
+                    trace.passes.setdefault(stage, []).append((now - took, now))
                 continue
             until, missing = now, None
             for transfer, sends in second:
@@ -91,6 +106,8 @@ def simulate(schedule: Schedule, costs: StepCosts) -> Simulated:
                 else:
                     done = max(posted[transfer, True], free.get((kind, boundary), 0.0)) + took
                     free[kind, boundary] = done
+                    if trace is not None:
+                        trace.transfers.setdefault(boundary, []).append((done - took, done))
                 until = max(until, done)
             if missing is not None:
                 waiting[missing] = stage

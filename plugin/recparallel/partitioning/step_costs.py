@@ -6,7 +6,7 @@ from dataclasses import replace
 from recparallel.errors import PartitionError
 from recparallel.partitioning.costs import Costs, Group
 from recparallel.partitioning.schedules import interleaved
-from recparallel.partitioning.simulator import StepCosts, simulate
+from recparallel.partitioning.simulator import StepCosts, Trace, simulate
 from recparallel.plan import Partition, Profile
 
 
@@ -66,17 +66,28 @@ def tied_exchanges(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) 
 def computing_seconds(profile: Profile, partition: Partition) -> list[float]:
     """Seconds that each stage computes in a step, one chunk a stage.
 
-    A transfer that runs beside the computation holds it up only while there is some: in proportion to the share of the step
-    that the stage computes.
+    A transfer that runs beside the computation holds up a stage only where there is some: in proportion to the share of the
+    transfer during which the stage computes, in the simulation. What a stage waits for costs it nothing.
     """
     costs = Costs(profile, partition.num_stages)
     order, bounds, number = _order(costs, partition), partition.bounds, micro_batches_of(profile)
-    played = simulate(costs.schedule.programs(partition.num_stages, number), step_costs(costs, order, bounds))
-    work = [
-        number * float(costs.seconds[b] - costs.seconds[a]) / group.speed
-        for group, a, b in zip(order, bounds, bounds[1:])
-    ]
-    return [own + (busy - own) * min(busy / played.seconds, 1.0) for own, busy in zip(work, played.busy)]
+    trace = Trace()
+    simulate(costs.schedule.programs(partition.num_stages, number), step_costs(costs, order, bounds), trace)
+    seconds = []
+    for stage, (group, a, b) in enumerate(zip(order, bounds, bounds[1:])):
+        took = number * float(costs.seconds[b] - costs.seconds[a]) / group.speed
+        for boundary, cut, other in ((stage - 1, a, stage - 1), (stage, b, stage + 1)):
+            for transfer in trace.transfers.get(boundary, ()):
+                took += float(costs.busy(group, order[other])[cut]) * _covered(transfer, trace.passes[stage])
+        seconds.append(took)
+    return seconds
+
+
+def _covered(one: tuple[float, float], others: Sequence[tuple[float, float]]) -> float:
+    """The share of an interval that others, which do not overlap, cover; all of it where it has no length."""
+    begin, end = one
+    together = sum(max(min(end, last) - max(begin, first), 0.0) for first, last in others)
+    return together / (end - begin) if end > begin else 1.0
 
 
 def _order(costs: Costs, partition: Partition) -> list[Group]:

@@ -22,7 +22,7 @@ from recparallel.plan import Profile
 FOLDER = "RECPARALLEL_CACHE"
 """Environment variable: where caches lie, instead of ``~/.cache/recparallel``."""
 
-MEASUREMENT = 4
+MEASUREMENT = 5
 """The version of how layers and links are measured: it goes up when what an older version measured would mislead a newer one."""
 
 

@@ -1,6 +1,7 @@
 """What a transfer takes from the computation beside it: a processor copies and checks every byte that it sends or receives.
 
-Over TCP that is more than the transfer's own threads use: the system does most of it in the name of whatever runs.
+Over TCP the system does most of it in the name of whatever thread runs, and what it touches pushes the thread's data out of the
+caches. What the transfer's own threads take is left out: they run while the computation waits, or on another core.
 """
 
 import statistics
@@ -21,7 +22,7 @@ _WORK_SECONDS = 0.06
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of some work: on the clock, and of the processor."""
+    """Seconds of some work: on the clock, and of the processor in the thread that does it."""
 
     wall: float
     processor: float
@@ -58,10 +59,10 @@ def _work(dtype: torch.dtype) -> Callable[[], None]:
     """So much of it that it takes :data:`_WORK_SECONDS` of processor time."""
     compute = busywork(dtype)
     compute()
-    start = time.process_time()
+    start = time.thread_time()
     for _ in range(5):
         compute()
-    times = max(1, round(5 * _WORK_SECONDS / max(time.process_time() - start, 1e-6)))
+    times = max(1, round(5 * _WORK_SECONDS / max(time.thread_time() - start, 1e-6)))
 
     def work() -> None:
         for _ in range(times):
@@ -78,12 +79,12 @@ def _around_the_ring(num_bytes: int) -> list[dist.Work]:
 
 
 def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work]]) -> Cost:
-    """Wall time of the computation; processor time until its transfers are over too."""
+    """Of the computation, from the start of the transfers beside it; they are over when this returns."""
     dist.barrier()
-    wall, processor = time.perf_counter(), time.process_time()
     transfers = start_transfers()
+    wall, processor = time.perf_counter(), time.thread_time()
     work()
-    wall = time.perf_counter() - wall
+    wall, processor = time.perf_counter() - wall, time.thread_time() - processor
     for transfer in transfers:
         transfer.wait()
-    return Cost(wall, time.process_time() - processor)
+    return Cost(wall, processor)

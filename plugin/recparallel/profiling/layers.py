@@ -14,20 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from recparallel.models.layer import Layer
-from recparallel.models.layers import ItemEmbedding
-from recparallel.models.row_gradients import KEEPER, RowGradients
 from recparallel.plan import LayerCost, Profile
+from recparallel.profiling.passes import LayerPasses
 from recparallel.profiling.steady import steady_passes
 from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
-from recparallel.profiling.update import UpdateCost, measure_update
+from recparallel.profiling.update import measure_update
 
 LossFunction = Callable[[Any, Any], Tensor]
 Progress = Callable[[Sequence[Layer]], Sequence[Layer]]
 
 _MOST_RUNS = 50
-_EVICTED_BYTES = 2**24
-"""Larger than a core's own caches, and than its share of the common one: what other layers and micro-batches of a stage touch
-between two passes of a layer. Much more makes the layers of small stages look slower than they are."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def profile_layers(
         progress=progress,
     )
     return Profile(
-        layers=with_names(layers, measured),
+        layers=with_names(layers, measured.costs),
         micro_batch=sample[0].shape[0],
         sequence_length=sample[0].shape[1],
         dtype=str(dtype).removeprefix("torch."),
@@ -112,6 +108,14 @@ def with_names(layers: Sequence[Layer], measured: Mapping[int, LayerCost]) -> tu
     return tuple(costs)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The costs of some layers by index, and the passes of the one that was to be kept, or None."""
+
+    costs: dict[int, LayerCost]
+    kept: LayerPasses | None = None
+
+
 def measure_layers(
     layers: Sequence[Layer],
     loss_fn: LossFunction,
@@ -119,23 +123,24 @@ def measure_layers(
     *,
     wanted: Collection[int],
     effort: Effort,
+    keep: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     sums: GradientSums = PLAIN_SUMS,
     progress: Progress = lambda layers: layers,
-) -> dict[int, LayerCost]:
-    """The costs of the layers ``wanted``, by index.
+) -> Measured:
+    """The costs of the layers ``wanted``, by index, and of one of them, ``keep``, the passes too.
 
     1. Feed the micro-batch to the first layer, each output to the next layer. One of those that are alike speaks for all:
        what comes out of it has the shape of what comes out of the last of them.
     2. A wanted layer runs ``warmup`` times untimed and ``repeats`` times timed, forward and backward; the median counts. The
        loss belongs to the last layer, since it runs where that layer runs.
-    3. Gradients add up from run to run, as they do over the micro-batches of a step, and a CPU's caches are cold before each
-       pass.
+    3. Gradients add up from run to run, as they do over the micro-batches of a step (:class:`LayerPasses`).
     """
     inputs, labels = sample
     shared: dict[str, nn.Module] = {}
     costs: dict[int, LayerCost] = {}
+    kept: LayerPasses | None = None
     x: Any = inputs.to(device)
     chosen = set(representatives(layers))
     last = max(wanted, default=-1)
@@ -155,12 +160,13 @@ def measure_layers(
                 continue
             closing = index == len(layers) - 1
             run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
-            table = module.weight if layer.tie is not None else None
-            timing = _time(run, module, x, effort, table=table, sums=sums)
-            update = measure_update(module, effort.repeats, time.perf_counter, sums=sums)
-            costs[index] = _cost(layer.name, timing, module, update)
-            x = timing.output
-    return costs
+            passes = LayerPasses(run, module, x, tied=layer.tie is not None, sums=sums)
+            costs[index] = _cost(layer.name, passes, module, effort, sums)
+            x = passes.output
+            passes.drop_gradients()
+            if index == keep:
+                kept = passes
+    return Measured(costs, kept)
 
 
 def _open(layer: Layer, module: nn.Module) -> Callable[[Any], Any]:
@@ -171,126 +177,35 @@ def _closed(layer: Layer, module: nn.Module, loss_fn: LossFunction, labels: Any)
     return lambda x: loss_fn(layer.run(module, x), labels.to(x.device))
 
 
-@dataclass(frozen=True)
-class _Timing:
-    forward: float
-    backward: float
-    kept_bytes: int
-    output: Tensor
-    touched_share: float
-
-
-def _time(
-    run: Callable[[Any], Any], module: nn.Module, x: Any, effort: Effort, *, table: Any, sums: GradientSums
-) -> _Timing:
-    kept: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    output: Any = None
-    masters = _masters(module) if sums.fp32 else {}
-    keeper = RowGradients(module.weight) if sums.rows and isinstance(module, ItemEmbedding) else None
-    if keeper is not None:
-        setattr(module.weight, KEEPER, keeper)
-    evict = _evicting(x.device)
-    runs = 1
-    seen = False
-    touched = 1.0
-
-    def once() -> tuple[float, float]:
-        nonlocal output, seen, touched
-        entering = x.detach().requires_grad_(x.is_floating_point())
-        evict()
-        first, seen = not seen, True
-        start = _now(entering)
-        if first:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                output = run(entering)
-        else:
-            output = run(entering)
-        middle = _now(entering)
-        forth = middle - start
-        if output.requires_grad:
-            gradient = torch.ones_like(output)
-            evict()
-            middle = _now(entering)
-            output.backward(gradient)
-            _accumulate(module, masters)
-        back = _now(entering) - middle
-        if keeper is not None and first:
-            keeper.hand_over()
-        elif keeper is not None:
-            keeper.forget()
-        if first and table is not None:
-            touched = _touched_share(masters.get(table, table.grad))
-        return forth, back
-
-    def repeat() -> tuple[float, float]:
-        forward, backward = zip(*(once() for _ in range(runs)))
-        return statistics.fmean(forward), statistics.fmean(backward)
-
-    if effort.least_seconds:
-        start = time.perf_counter()
-        once()
-        runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / max(time.perf_counter() - start, 1e-6))))
-    forward, backward = zip(*steady_passes(repeat, repeats=effort.repeats, warmup=effort.warmup))
-    module.zero_grad(set_to_none=True)
-    return _Timing(
-        statistics.median(forward), statistics.median(backward), sum(kept.values()), output.detach(), touched
-    )
-
-
-def _touched_share(gradient: Tensor | None) -> float:
-    """Of the rows of a gradient, those that are not zero; of a table that is not trained, nothing travels."""
-    if gradient is None:
-        return 0.0
-    return float((gradient != 0).any(dim=1).float().mean()) if gradient.dim() == 2 else 1.0
-
-
-def _evicting(device: torch.device) -> Callable[[], object]:
-    """What empties a CPU's caches before a pass: in a stage of several layers none finds its weights there."""
-    if device.type != "cpu":
-        return lambda: None
-    buffer = torch.zeros(_EVICTED_BYTES // 4)
-    return lambda: buffer.add_(1.0)
-
-
-def _masters(module: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Where gradients of half-precision weights are summed apart; full-precision ones sum in place."""
-    return {p: torch.zeros_like(p, dtype=torch.float32) for p in module.parameters() if p.dtype != torch.float32}
-
-
-def _accumulate(module: nn.Module, masters: Mapping[nn.Parameter, Tensor]) -> None:
-    """What DeepSpeed does behind every backward pass with ``grad_accum_dtype`` fp32: add an fp32 copy to the sum, and clear."""
-    for parameter in module.parameters():
-        if parameter.grad is not None and parameter in masters:
-            masters[parameter].add_(parameter.grad.to(torch.float32))
-            parameter.grad.zero_()
-
-
-def _cost(name: str, timing: _Timing, module: nn.Module, update: UpdateCost) -> LayerCost:
+def _cost(name: str, passes: LayerPasses, module: nn.Module, effort: Effort, sums: GradientSums) -> LayerCost:
+    forward, backward = _seconds(passes, effort)
+    update = measure_update(module, effort.repeats, time.perf_counter, sums=sums)
     parameters = list(module.parameters())
     return LayerCost(
         name=name,
-        forward_seconds=timing.forward,
-        backward_seconds=timing.backward,
+        forward_seconds=forward,
+        backward_seconds=backward,
         update_seconds=update.seconds,
         num_parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
         gradient_bytes=sum(p.numel() * 4 for p in parameters),
         optimizer_bytes=update.state_bytes,
-        activation_bytes=timing.kept_bytes,
-        boundary_bytes=timing.output.numel() * timing.output.element_size(),
-        touched_share=timing.touched_share,
+        activation_bytes=passes.kept_bytes,
+        boundary_bytes=passes.output.numel() * passes.output.element_size(),
+        touched_share=passes.touched_share,
     )
 
 
-def _now(tensor: Tensor) -> float:
-    if tensor.device.type != "cpu":
-        torch.accelerator.synchronize(tensor.device)
-    return time.perf_counter()
+def _seconds(passes: LayerPasses, effort: Effort) -> tuple[float, float]:
+    runs = 1
+    if effort.least_seconds:
+        start = time.perf_counter()
+        passes.once()
+        runs = max(1, min(_MOST_RUNS, round(effort.least_seconds / max(time.perf_counter() - start, 1e-6))))
+
+    def repeat() -> tuple[float, float]:
+        forward, backward = zip(*(passes.once() for _ in range(runs)))
+        return statistics.fmean(forward), statistics.fmean(backward)
+
+    forward, backward = zip(*steady_passes(repeat, repeats=effort.repeats, warmup=effort.warmup))
+    return statistics.median(forward), statistics.median(backward)

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from recparallel.errors import PartitionError
 from recparallel.models.layer import Layer
 from recparallel.plan import Device, LayerCost, Profile
-from recparallel.profiling.busywork import busywork
 from recparallel.profiling.device import describe_device, free_bytes
 from recparallel.profiling.interference import measure_interference
 from recparallel.profiling.layers import (
@@ -26,6 +25,7 @@ from recparallel.profiling.layers import (
     with_names,
 )
 from recparallel.profiling.links import measure_links
+from recparallel.profiling.passes import LayerPasses
 from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 
 _ALIKE = 0.15
@@ -99,7 +99,7 @@ def profile_on_ranks(
     1. Every rank measures one layer that all measure, the one with the most layers like it: this tells its speed. The
        fastest rank is the device of relative speed 1.
     2. The other layers are divided among the ranks, and what a rank measured is scaled by its speed. On CPUs, ranks that are
-       done go on computing until all are: cores of one machine share caches and memory, in a training too.
+       done go on with the layer of all until all are: cores of one machine share caches and memory, in a training too.
     3. Links are measured pair by pair, and what their use takes from the computation beside it.
 
     Raises:
@@ -114,14 +114,16 @@ def profile_on_ranks(
     alike = "" if len(chosen) == len(layers) else f" of {len(layers)}, the others being like one of them,"
     say(f"profiling {len(chosen)} layers{alike} on {world} ranks")
     answer: _Share | str
+    common_passes: LayerPasses | None = None
     try:
-        costs = measure_layers(
-            layers, loss_fn, sample, wanted=wanted, effort=effort, device=device, dtype=dtype, sums=sums
+        measured = measure_layers(
+            layers, loss_fn, sample, wanted=wanted, effort=effort, keep=common, device=device, dtype=dtype, sums=sums
         )
-        answer = _Share(costs, describe_device(device))
+        common_passes = measured.kept
+        answer = _Share(measured.costs, describe_device(device))
     except Exception as error:
         answer = f"rank {rank}: {error!r}"
-    _compute_until_all_are_done(device, dtype)
+    _run_until_all_are_done(common_passes, device)
     answers: list[Any] = [None] * world
     dist.all_gather_object(answers, answer)
     if failed := [a for a in answers if isinstance(a, str)]:
@@ -178,14 +180,16 @@ def relative_speeds(seconds: Sequence[float]) -> list[float]:
     return [means[r] / fastest for r in range(len(speeds))]
 
 
-def _compute_until_all_are_done(device: torch.device | str, dtype: torch.dtype) -> None:
+def _run_until_all_are_done(passes: LayerPasses | None, device: torch.device | str) -> None:
     everybody = dist.barrier(async_op=True)
-    if torch.device(device).type == "cpu" and everybody is not None:
-        compute = busywork(dtype)
-        while not everybody.is_completed():
-            compute()
-    if everybody is not None:
-        everybody.wait()
+    if everybody is None:
+        return
+    if passes is not None and torch.device(device).type == "cpu":
+        with torch.random.fork_rng(), torch.enable_grad():
+            while not everybody.is_completed():
+                passes.once()
+        passes.drop_gradients()
+    everybody.wait()
 
 
 def _merged(shares: Sequence[_Share], speeds: Sequence[float]) -> dict[int, LayerCost]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from recparallel.models.layers import ItemEmbedding
+from recparallel.pieces import pieces
 from recparallel.profiling.steady import steady_passes
 from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 
@@ -25,14 +26,14 @@ def measure_update(
 ) -> UpdateCost:
     """Update copies of the module's parameters.
 
-    Of half-precision weights the gradient is handed over before it, unless it is in fp32 already, and the weights are cast behind
-    it, as DeepSpeed does.
+    Of half-precision weights the gradient's norm is taken before it, and the gradient is cast and cleared, unless it is in fp32
+    already; behind it the weights are cast, as DeepSpeed does.
 
     Args:
         module: its parameters are read only.
         repeats: timed updates, of which the median counts; one before them allocates.
         clock: seconds.
-        sums: how gradients were added up; a table that got none by then is given one.
+        sums: how gradients were added up; a full-precision table that got none by then is given one.
     """
     own = [p for p in module.parameters() if p.requires_grad]
     if not own:
@@ -40,6 +41,7 @@ def measure_update(
     masters = [nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in own]
     lower = [torch.zeros_like(p) for p in own if p.dtype != torch.float32]
     copies = [] if sums.fp32 else [torch.zeros_like(low) for low in lower]
+    by_rows = sums.rows and isinstance(module, ItemEmbedding) and not lower
     for master in masters:
         master.grad = torch.zeros_like(master)
     halves = [master for master, p in zip(masters, own) if p.dtype != torch.float32]
@@ -47,10 +49,12 @@ def measure_update(
 
     def update() -> float:
         start = _synchronized(clock, masters[0])
-        if sums.rows and isinstance(module, ItemEmbedding):
-            torch.zeros_like(module.weight)
-        for master, low, copy in zip(halves, lower, copies):
-            copy.zero_().add_(low)
+        if by_rows:
+            torch.zeros_like(masters[0])
+        for master, copy in zip(halves, copies):
+            copy.zero_()
+            for piece in pieces(copy):
+                piece.float().norm()
             master.grad.copy_(copy)  # type: ignore[union-attr]
         optimizer.step()
         for target, master in zip(lower, halves):

@@ -1,16 +1,19 @@
 import json
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recparallel import registry
+from recparallel.compression.wire import WIRE_FORMATS
 from recparallel.config import (
     CompressionConfig,
     PartitionConfig,
     RecParallelConfig,
+    WireFormatName,
     check_together,
     fill_auto,
     parse_config,
@@ -341,6 +344,31 @@ def test_zero_2_and_3_go_with_neither_a_pipeline_nor_a_codec(zero, stages, codec
     assert f"zero_optimization.stage is {zero}" in message or f"zero_optimization.stage {zero}" in message
     assert "stage 0 or 1" in message
     assert (f"{stages} pipeline stages" if stages > 1 else "compression.codec is 'top_k'") in message
+
+
+NOTHING_CROSSES = [
+    ({}, {"stages": 1}, "nothing crosses to another stage"),
+    ({}, {"schedule": "1f1b"}, "it runs with 'eager_1f1b'"),
+    ({"bf16": {"enabled": True}}, {}, "weights in bfloat16"),
+    ({"fp16": {"enabled": True}}, {}, "weights in float16"),
+]
+
+
+@pytest.mark.parametrize("name", get_args(WireFormatName))
+@pytest.mark.parametrize(("deepspeed", "section", "reason"), [({}, {}, None), *NOTHING_CROSSES])
+def test_a_wire_format_is_refused_where_nothing_would_cross_in_it(name, deepspeed, section, reason):
+    config = {**BATCH, **deepspeed, "recparallel": {"stages": 2, **section, "wire_format": name}}
+    if reason is None or name == "same":
+        check(config)
+        return
+    message = message_of(check, config)
+    assert message.startswith(f"recparallel.wire_format is {name!r} with ")
+    assert reason in message
+
+
+def test_wire_formats_are_those_that_there_are():
+    assert get_args(WireFormatName) == ("same", *WIRE_FORMATS)
+    assert "'same', 'bf16' or 'fp16'" in message_of(parse, {"wire_format": "int8"})
 
 
 WITH_CODEC = {**BATCH, "recparallel": {"compression": {"codec": "none"}}}

@@ -58,6 +58,7 @@ class Run:
     dtype: str = "fp32"
     loss: str = "cross_entropy"
     schedule: str = "eager_1f1b"
+    wire: str = "same"
     attention: str = "model"
     num_items: int = NUM_ITEMS
     compression: dict[str, Any] | None = None
@@ -188,6 +189,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
             "sequence_parallel": run.sequence,
             "spread_head": run.spread_head,
             "schedule": run.schedule,
+            "wire_format": run.wire,
             "attention": run.attention,
             "partition": {"method": run.partition, "repeats": 1, "warmup": 0},
         },

@@ -21,6 +21,7 @@ DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
 """Partition methods that DeepSpeed implements itself; they are handed to it unchanged."""
 
 AttentionChoice: TypeAlias = Literal["model", "fastest", "sdpa", "eager"]
+WireFormatName: TypeAlias = Literal["same", "bf16", "fp16"]
 
 
 class _Section(BaseModel):
@@ -103,6 +104,8 @@ class RecParallelConfig(_Section):
             that tensor ranks share does, and with ``sequence_parallel`` all dropout).
         schedule: of the pipeline: ``eager_1f1b`` hides transfers behind the computation and keeps more activations, ``1f1b``
             is DeepSpeed's own.
+        wire_format: what activations and their gradients are while they cross from one stage to the next: the ``same``, or rounded
+            to ``bf16`` or ``fp16``, where the model is in fp32; halves the bytes, and changes losses a little.
         attention: how blocks compute it: ``model`` as the model's config says, ``fastest`` as is the fastest on these ranks,
             measured at the start, or one of transformers' ways by name.
         partition: how layers are cut into stages.
@@ -115,6 +118,7 @@ class RecParallelConfig(_Section):
     spread_head: bool = Field(default=False, strict=True)
     seed: int = Field(default=1234, ge=0, strict=True)
     schedule: PipelineScheduleName = DEFAULT_SCHEDULE
+    wire_format: WireFormatName = "same"
     attention: AttentionChoice = "model"
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
@@ -200,6 +204,7 @@ def check_together(
         )
     _check_batch_sizes(deepspeed_config, replicas=config.replicas(world_size))
     check_pipeline(deepspeed_config, config)
+    check_wire_format(deepspeed_config, config)
     check_tensor(deepspeed_config, config)
     check_spread_head(deepspeed_config, config)
     check_compression(deepspeed_config, config)
@@ -275,6 +280,25 @@ def check_pipeline(deepspeed_config: dict[str, Any], config: RecParallelConfig) 
         raise ConfigError(
             f"zero_optimization.stage is {stage} with {config.stages} pipeline stages: ZeRO-2 and ZeRO-3 cut the "
             "gradients that a pipeline accumulates over micro-batches, and DeepSpeed refuses the pair; use stage 0 or 1"
+        )
+
+
+def check_wire_format(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse a wire format where nothing would cross in it.
+
+    Raises:
+        ConfigError: which setting, and what to do.
+    """
+    if config.wire_format == "same":
+        return
+    where = f"{SECTION}.wire_format is {config.wire_format!r}"
+    if config.stages < 2:
+        raise ConfigError(f"{where} with {SECTION}.stages {config.stages}: nothing crosses to another stage; remove it")
+    if config.schedule != "eager_1f1b":
+        raise ConfigError(f"{where} with {SECTION}.schedule {config.schedule!r}: it runs with 'eager_1f1b'")
+    if precision(deepspeed_config) != "float32":
+        raise ConfigError(
+            f"{where} with weights in {precision(deepspeed_config)}: tensors are of half precision already; remove it"
         )
 
 

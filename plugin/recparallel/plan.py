@@ -45,6 +45,7 @@ class LayerCost(_Word):
         optimizer_bytes: what the optimizer keeps for it (moments, master weights).
         activation_bytes: kept from the forward pass for the backward pass.
         boundary_bytes: of its output, which crosses the link when the cut lies behind this layer.
+        wire_bytes: of that output while it crosses, where that is in another format; None is ``boundary_bytes``.
         touched_share: of the rows of its weight, those whose gradient one micro-batch makes other than zero; copies of a tied
             table exchange no more than the rows that a step has touched.
     """
@@ -61,12 +62,18 @@ class LayerCost(_Word):
     optimizer_bytes: Bytes = 0
     activation_bytes: Bytes = 0
     boundary_bytes: Bytes = 0
+    wire_bytes: Bytes | None = None
     touched_share: float = Field(default=1.0, ge=0, le=1)
 
     @property
     def seconds(self) -> float:
         """Forward plus backward."""
         return self.forward_seconds + self.backward_seconds
+
+    @property
+    def crossing_bytes(self) -> int:
+        """Of its output, on the link."""
+        return self.boundary_bytes if self.wire_bytes is None else self.wire_bytes
 
     @property
     def state_bytes(self) -> int:
@@ -216,7 +223,8 @@ def _mixed(a: LayerCost, b: LayerCost, share: float) -> LayerCost:
         return float((1 - share) * getattr(a, name) + share * getattr(b, name))
 
     seconds = {name: line(name) for name in ("forward_seconds", "backward_seconds")}
-    sizes = {name: round(line(name)) for name in ("activation_bytes", "boundary_bytes")}
+    crossing = ("wire_bytes",) if None not in (a.wire_bytes, b.wire_bytes) else ()
+    sizes = {name: round(line(name)) for name in ("activation_bytes", "boundary_bytes", *crossing)}
     return a.model_copy(update={**seconds, **sizes, "touched_share": line("touched_share")})
 
 
@@ -267,8 +275,8 @@ class Partition(_Word):
         step_seconds: predicted time of a training step; None when the method does not predict it.
         device_order: stage ``s`` runs on device group ``device_order[s]`` of the profile; empty is their own order.
         spread: layers whose work is shared by several stages.
-        optimal: whether the method proved that nothing is better; False where a search stopped at its limit, or
-            looked at some cuts alone.
+        optimal: whether the method proved that nothing is better (by more than half a per cent, where it evens stages out);
+            False where a search stopped at its limit, or looked at some cuts alone.
     """
 
     bounds: tuple[int, ...] = Field(min_length=2)

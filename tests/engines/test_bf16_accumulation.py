@@ -1,5 +1,7 @@
 """Gradients that autograd adds up are those that DeepSpeed's bf16 optimizer would add up, to the last bit."""
 
+import math
+
 import pytest
 from training import Run, train_on_engine
 
@@ -23,19 +25,20 @@ def test_losses_are_the_same_bits(pools, options):
 
 
 def copies_of_gradients(run):
-    """Gradients that are not the optimizer's own, while micro-batches add up, and whether any is left when ours is off."""
+    """Gradients that are not the optimizer's own behind each backward pass, how many were looked at, and what is left when ours is
+    off."""
+    from deepspeed.runtime.pipe.schedule import BackwardPass
     from training import make_engine, train
 
     engine = make_engine(run)
-    optimizer, apart = engine.optimizer, []
-    owned = {g.data_ptr() for group in optimizer.fp32_groups_gradients for g in group}
-    step = optimizer.step
+    owned = {g.data_ptr() for group in engine.optimizer.fp32_groups_gradients for g in group}
+    backward, apart = engine._INSTRUCTION_MAP[BackwardPass], []
 
-    def look(*args):
+    def look(engine, **kwargs):
+        backward(engine, **kwargs)
         apart.extend(p.grad.data_ptr() not in owned for p in engine.module.parameters())
-        return step(*args)
 
-    optimizer.step = look
+    engine._INSTRUCTION_MAP[BackwardPass] = look
     train(engine, run)
     engine.recparallel.remove()
     return any(apart), len(apart) > 0, [p.grad for p in engine.module.parameters() if p.grad is not None]
@@ -44,3 +47,29 @@ def copies_of_gradients(run):
 def test_there_is_one_of_each_gradient_and_none_is_left(pools):
     run = Run(tied=False, dtype="bf16", steps=2)
     assert pools[2].run(copies_of_gradients, run=run) == [(False, True, [])] * 2
+
+
+def with_gradients_dropped_and_one_bad_step(run, disturb):
+    """Losses, with gradients set to None between steps and a step that overflows, or without either."""
+    import torch
+    from training import global_batches, make_engine
+
+    engine = make_engine(run)
+    losses = []
+    for number, step in enumerate(global_batches(run.steps)):
+        if disturb and number == 1:
+            for parameter in engine.module.parameters():
+                parameter.grad = None
+        if number == 2 and engine.is_last_stage():
+            next(iter(engine.module.parameters())).grad.fill_(torch.inf)  # the step is left out, on both sides
+        losses.append(engine.train_batch(iter(step)).item())
+    return losses
+
+
+def test_a_step_that_overflows_leaves_nothing_and_dropped_gradients_come_back(pools):
+    run = Run(tied=False, dtype="bf16", steps=5)
+    disturbed, plain = (
+        pools[2].run(with_gradients_dropped_and_one_bad_step, run=run, disturb=disturb) for disturb in (True, False)
+    )
+    assert disturbed == plain
+    assert all(math.isfinite(loss) for losses in plain for loss in losses)

@@ -32,7 +32,7 @@ def test_what_is_bound_comes_off_again():
 def test_what_is_more_than_an_attribute_is_undone_in_turn():
     engine, bindings, seen = Engine(), Bindings(), []
     bindings.bind(engine, "count", 2)
-    bindings.undo(lambda: seen.append(engine.count))
+    bindings.on_remove(lambda: seen.append(engine.count))
     bindings.bind(engine, "count", 3)
     bindings.remove()
     bindings.remove()

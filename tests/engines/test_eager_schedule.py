@@ -165,3 +165,25 @@ def test_a_schedule_that_does_not_exist_is_refused_with_those_that_do():
 
     with pytest.raises(ConfigError, match=r"recparallel\.schedule: .*'1f1b' or 'eager_1f1b' \(given 'gpipe'\)"):
         recparallel.initialize(model=recommender(Run()), config=deepspeed_config(Run(schedule="gpipe"), 1))
+
+
+def losses_and_bytes(run):
+    """Losses, and the bytes that this rank sent to other stages in a step."""
+    from recparallel import events
+
+    sent = []
+    with events.subscribe(lambda event: sent.append(event.num_bytes) if isinstance(event, events.Transfer) else None):
+        losses = train_on_engine(run)
+    return losses, sum(sent) / run.steps
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp16"])
+def test_half_the_bytes_cross_and_losses_stay_near(pools, wire):
+    """Rounding to 8 bits moves the loss by some thousandths, to 11 bits by less; two replicas of two stages, clipping active."""
+    whole = pools[4].run(losses_and_bytes, run=Run(steps=12))
+    rounded = pools[4].run(losses_and_bytes, run=Run(steps=12, wire=wire))
+    tolerance = {"bf16": 4e-3, "fp16": 5e-4}[wire]
+    for (expected, before), (found, after) in zip(whole, rounded):
+        assert found != expected
+        assert found == pytest.approx(expected, rel=tolerance)
+        assert after / before == pytest.approx(0.5, abs=0.01)

@@ -25,6 +25,7 @@ OWN_ATTRIBUTES = {
     # Handle, Bindings
     "_bindings",
     "_before",
+    "_wire",
     # RecommenderPipeline, beside what it overrides
     "_layers",
     "_chosen",

@@ -108,6 +108,42 @@ def test_a_rank_that_fails_is_named_on_every_rank(pools):
         pools[2].run(measure, fails=True)
 
 
+def measure_while_another_rank_is_slow():
+    """Rank 0 is done first, and what it goes on with fails."""
+    import time
+    from dataclasses import replace
+
+    import torch.distributed as dist
+
+    from recparallel.profiling import ranks
+
+    class Lost:
+        def once(self):
+            raise RuntimeError("lost")
+
+    original = ranks.measure_layers
+
+    def slowly(*args, **kwargs):
+        measured = original(*args, **kwargs)
+        if dist.get_rank() == 0:
+            return replace(measured, kept=Lost())
+        time.sleep(1)
+        return measured
+
+    ranks.measure_layers = slowly
+    try:
+        return measure()
+    finally:
+        ranks.measure_layers = original
+
+
+def test_a_rank_that_fails_while_it_waits_for_others_is_named_too(pools):
+    from distributed import RankError
+
+    with pytest.raises(RankError, match=r"profiling the layers failed on rank 0: RuntimeError\('lost'\)"):
+        pools[2].run(measure_while_another_rank_is_slow)
+
+
 def test_one_of_those_that_are_alike_is_measured_and_the_last_with_its_loss():
     layers = [Layer("a", torch.nn.Identity), *(Layer(f"b{i}", torch.nn.Identity, alike="b") for i in range(3))]
     assert representatives(layers) == [0, 1, 3]

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from recparallel.models.row_gradients import nonzero_rows
+
 Way = Literal["rows", "dense"]
 
 _INDEX_BYTES = 8
@@ -73,12 +75,3 @@ class RowSum:
         for rank, count in enumerate(counts):
             theirs = slice(rank * most, rank * most + count)
             table.index_add_(0, all_indices[theirs], all_values[theirs])
-
-
-def nonzero_rows(table: Tensor) -> Tensor:
-    """Numbers of the rows of ``table`` (V, D), contiguous, that hold anything but zeros, ascending, int64.
-
-    By the largest byte of each row, which reads a large table two to three times as fast as comparing its numbers. NaN is not
-    zero; a row with a -0.0 is taken along, which changes no sum.
-    """
-    return table.view(torch.uint8).amax(dim=1).nonzero().view(-1)

@@ -37,7 +37,7 @@ class Bindings:
         self._before.append(restore)
         owner.__dict__[name] = value
 
-    def undo(self, function: Callable[[], None]) -> None:
+    def on_remove(self, function: Callable[[], None]) -> None:
         """Call ``function`` at :meth:`remove` too, for what is more than an attribute."""
         self._before.append(function)
 

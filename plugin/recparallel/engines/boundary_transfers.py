@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from recparallel.compression.wire import wire_format
+
 POSTED_AHEAD = 2
 """Buffers of a receiver: one tensor is on its way in while another waits to be taken."""
 
@@ -34,17 +36,18 @@ class Outbox:
         destination: the rank.
         group: in which it is sent.
         most: tensors on their way at once; one more waits for the first of them. None is no limit.
+        wire: name of what tensors are on their way (:mod:`recparallel.compression.wire`).
     """
 
-    def __init__(self, destination: int, *, group: Any, most: int | None = None) -> None:
-        self._destination, self._group, self._most = destination, group, most
+    def __init__(self, destination: int, *, group: Any, most: int | None = None, wire: str = "same") -> None:
+        self._destination, self._group, self._most, self._wire = destination, group, most, wire
         self._going: deque[tuple[Any, torch.Tensor]] = deque()
 
     def put(self, tensor: torch.Tensor) -> None:
         """Send; the tensor must not be changed any more."""
         if self._most is not None and len(self._going) >= self._most:
             self.release()
-        tensor = tensor.detach().contiguous()
+        tensor = wire_format(self._wire, tensor.dtype).encode(tensor.detach())
         self._going.append((dist.isend(tensor, self._destination, group=self._group), tensor))
 
     def release(self) -> None:
@@ -64,10 +67,11 @@ class Inbox:
         source: the rank.
         count: tensors that will come.
         group: in which they are sent.
+        wire: name of what they are on their way.
     """
 
-    def __init__(self, source: int, count: int, *, group: Any) -> None:
-        self._source, self._to_post, self._group = source, count, group
+    def __init__(self, source: int, count: int, *, group: Any, wire: str = "same") -> None:
+        self._source, self._to_post, self._group, self._wire = source, count, group, wire
         self._coming: deque[tuple[Any, torch.Tensor]] = deque()
         self._like: torch.Tensor | None = None
 
@@ -79,14 +83,16 @@ class Inbox:
 
     def take(self) -> torch.Tensor:
         """The next one, in memory of its own."""
+        assert self._like is not None
         work, tensor = self._coming.popleft()
         self._post(tensor.device)
         work.wait()
-        return tensor
+        return wire_format(self._wire, self._like.dtype).decode(tensor, self._like.shape, self._like.dtype)
 
     def _post(self, device: torch.device) -> None:
         assert self._like is not None
+        crossing = wire_format(self._wire, self._like.dtype)
         while self._to_post and len(self._coming) < POSTED_AHEAD:
-            tensor = torch.empty(self._like.shape, dtype=self._like.dtype, device=device)
+            tensor = torch.empty(crossing.numbers(self._like.shape), dtype=crossing.dtype, device=device)
             self._coming.append((dist.irecv(tensor, self._source, group=self._group), tensor))
             self._to_post -= 1

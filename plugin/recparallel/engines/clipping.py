@@ -45,7 +45,8 @@ def bind_norm(engine: Any, bindings: Bindings) -> None:
 
     - A stage that holds nothing but tied copies, which count elsewhere, takes part with a zero. Else it would stack the norms of no
       gradients and fail, and the other ranks would wait for it.
-    - On a CPU, long gradients are handed over in pieces, each of which is cast to fp32 by itself: half the time for a large table.
+    - On a CPU, long half-precision gradients are handed over in pieces, which are cast to fp32 one by one: half the time for a
+      large table.
     """
     original = engine.optimizer.get_grads_for_norm
 
@@ -53,7 +54,7 @@ def bind_norm(engine: Any, bindings: Bindings) -> None:
         found = original(for_clipping)
         if for_clipping:
             return found
-        short = [piece for gradient in found[0] for piece in pieces(gradient)]
+        short = [p for g in found[0] for p in (pieces(g) if g.dtype != torch.float32 else (g,))]
         return short or [torch.zeros(1, device=engine.device)], found[1]
 
     bindings.bind(engine.optimizer, "get_grads_for_norm", get_grads_for_norm)

@@ -181,6 +181,7 @@ def initialize(
         sample=sample,
         num_micro_batches=_num_micro_batches(deepspeed_config, section),
         schedule=section.schedule,
+        wire=section.wire_format,
         optimizer_shares=section.replicas(_world_size()) if zero_stage(deepspeed_config) else 1,
         sums=GradientSums(
             fp32=(deepspeed_config.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32"),
@@ -254,13 +255,13 @@ def attach(
         plan = None
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
-                bind_eager_schedule(engine, bindings)
+                bind_eager_schedule(engine, bindings, wire=section.wire_format)
             if isinstance(engine.module, RecommenderPipeline) and engine.module.partition.spread:
                 bind_spread_head(engine, bindings)
             bind_tied_exchange(engine, bindings)
             bind_native_accumulation(engine, bindings)
             bind_row_gradients(engine, bindings)
-            bind_training_step(engine, bindings)
+            bind_training_step(engine, bindings, wire=section.wire_format)
             bind_evaluation_step(engine, bindings)
             if bound is None and dist.get_world_size(group) > 1:
                 bind_exchange_report(engine, bindings)

@@ -85,13 +85,14 @@ _TRANSFERS = {
 }
 
 
-def bind_eager_schedule(engine: Any, bindings: Bindings) -> None:
+def bind_eager_schedule(engine: Any, bindings: Bindings, *, wire: str = "same") -> None:
     """Let a pipeline engine train under the eager schedule. Collective: on NCCL it makes groups.
 
     Args:
         engine: its layers hand a single floating-point tensor on, of one shape in all micro-batches of a step.
+        wire: name of what activations and gradients are on their way (:mod:`recparallel.compression.wire`).
     """
-    transfers = _Transfers(engine)
+    transfers = _Transfers(engine, wire)
 
     def train_schedule() -> EagerSchedule:
         return EagerSchedule(micro_batches=engine.micro_batches, stages=engine.num_stages, stage_id=engine.stage_id)
@@ -114,19 +115,22 @@ class _Transfers:
     _activations: Inbox
     _gradients: Inbox
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
+    def __init__(self, engine: Any, wire: str) -> None:
+        self._engine, self._wire = engine, wire
         self._group = boundary_groups()
         left, right = engine.stage_id - 1, engine.stage_id
-        self._activations_sent = Outbox(_rank_of(engine, right + 1), group=self._group("forth", right))
-        self._gradients_sent = Outbox(_rank_of(engine, left), group=self._group("back", left), most=MOST_GRADIENTS)
+        self._activations_sent = Outbox(_rank_of(engine, right + 1), group=self._group("forth", right), wire=wire)
+        self._gradients_sent = Outbox(
+            _rank_of(engine, left), group=self._group("back", left), most=MOST_GRADIENTS, wire=wire
+        )
 
     def begin(self) -> None:
         """The shape of activations is known from the step before, if there was one."""
         engine = self._engine
         left, right, number = engine.stage_id - 1, engine.stage_id, engine.micro_batches
-        self._activations = Inbox(_rank_of(engine, left), number, group=self._group("forth", left))
-        self._gradients = Inbox(_rank_of(engine, right + 1), number, group=self._group("back", right))
+        forth, back = self._group("forth", left), self._group("back", right)
+        self._activations = Inbox(_rank_of(engine, left), number, group=forth, wire=self._wire)
+        self._gradients = Inbox(_rank_of(engine, right + 1), number, group=back, wire=self._wire)
         if engine.stage_id and engine.pipe_recv_buf is not None:
             self._activations.expect(engine.pipe_recv_buf)
 

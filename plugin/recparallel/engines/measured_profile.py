@@ -2,17 +2,18 @@
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from recparallel.config import PartitionConfig
+from recparallel.compression.wire import crossing_bytes
+from recparallel.config import PartitionConfig, WireFormatName
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.models.recommender import Recommender
-from recparallel.plan import Device, PipelineScheduleName, Profile
+from recparallel.plan import Device, LayerCost, PipelineScheduleName, Profile
 from recparallel.profiling import cache
 from recparallel.profiling.device import describe_device
 from recparallel.profiling.files import read_profile
@@ -38,6 +39,7 @@ def obtain_profile(
     dtype: torch.dtype,
     num_micro_batches: int | None,
     schedule: PipelineScheduleName,
+    wire: WireFormatName = "same",
     optimizer_shares: int = 1,
     sums: GradientSums = PLAIN_SUMS,
 ) -> Profile:
@@ -52,6 +54,7 @@ def obtain_profile(
         dtype: of the weights.
         num_micro_batches: of a step, in each replica.
         schedule: that the pipeline will run.
+        wire: what tensors are that cross boundaries.
         optimizer_shares: replicas among which the optimizer's state and work are divided (ZeRO-1).
         sums: how the training will add up gradients.
 
@@ -70,7 +73,7 @@ def obtain_profile(
             f"the profile lists {len(profile.devices)} devices, the launch has {dist.get_world_size()} ranks; list one a rank, "
             "or none"
         )
-    profile = profile.model_copy(update={"schedule": schedule})
+    profile = profile.model_copy(update={"schedule": schedule, "layers": _crossing_as(profile.layers, wire, dtype)})
     return _limited(profile, config, num_micro_batches, optimizer_shares)
 
 
@@ -134,6 +137,12 @@ def _sample_of_every_rank(sample: Sample | None, config: PartitionConfig) -> Sam
             "none: pass training_data (or sample, or a profile) on every rank"
         )
     return sample
+
+
+def _crossing_as(layers: Sequence[LayerCost], wire: WireFormatName, dtype: torch.dtype) -> tuple[LayerCost, ...]:
+    """The layers, with the bytes that cross behind each as the wire format makes them."""
+    sizes = [crossing_bytes(wire, layer.boundary_bytes // dtype.itemsize, dtype) for layer in layers]
+    return tuple(layer.model_copy(update={"wire_bytes": size}) for layer, size in zip(layers, sizes))
 
 
 def _limited(

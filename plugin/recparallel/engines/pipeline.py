@@ -10,7 +10,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import ProcessTopology
 
 from recparallel import registry
-from recparallel.config import AttentionChoice, PartitionConfig
+from recparallel.config import AttentionChoice, PartitionConfig, WireFormatName
 from recparallel.engines.attention_choice import with_chosen_attention
 from recparallel.engines.device_order import topology_in_order
 from recparallel.engines.measured_profile import obtain_profile
@@ -44,6 +44,7 @@ class RecommenderPipeline(PipelineModule):
         sample: one micro-batch, for partitioners that measure; timed by all ranks.
         num_micro_batches: of a step, in each replica.
         schedule: that the engine will run.
+        wire: name of what tensors are that cross boundaries.
         optimizer_shares: replicas among which the optimizer's state is divided (ZeRO-1).
         sums: how the training will add up gradients.
         profile: use this profile instead of measuring.
@@ -71,6 +72,7 @@ class RecommenderPipeline(PipelineModule):
         sample: Sample | None = None,
         num_micro_batches: int | None = None,
         schedule: PipelineScheduleName = DEFAULT_SCHEDULE,
+        wire: WireFormatName = "same",
         optimizer_shares: int = 1,
         sums: GradientSums = PLAIN_SUMS,
         profile: Profile | None = None,
@@ -100,6 +102,7 @@ class RecommenderPipeline(PipelineModule):
                 dtype=dtype,
                 num_micro_batches=num_micro_batches,
                 schedule=schedule,
+                wire=wire,
                 optimizer_shares=optimizer_shares,
                 sums=sums,
             )

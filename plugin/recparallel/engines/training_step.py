@@ -11,6 +11,7 @@ import torch.distributed as dist
 from deepspeed.runtime.pipe import schedule
 
 from recparallel import events
+from recparallel.compression.wire import crossing_bytes
 from recparallel.engines import eager_schedule, spread_head
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.positions import agree_on_positions
@@ -32,7 +33,7 @@ PHASES = {
 }
 
 
-def bind_training_step(engine: Any, bindings: Bindings) -> None:
+def bind_training_step(engine: Any, bindings: Bindings, *, wire: str = "same") -> None:
     """Wrap ``train_batch`` of a pipeline engine.
 
     Before the schedule runs, the step's micro-batches are taken from the iterator, so that
@@ -40,6 +41,9 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
     * the number of targets in the global batch is known and the loss is their mean (``models/losses/base.py``);
     * ``module.micro_offset`` is the number of this replica's first micro-batch in the whole job, which makes
       per-layer seeds independent of how a global batch is divided.
+
+    Args:
+        wire: name of what tensors are that cross boundaries, for the bytes that events tell.
     """
     original: Callable[..., torch.Tensor] = engine.train_batch
 
@@ -65,7 +69,7 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
         return loss
 
     bindings.bind(engine, "train_batch", train_batch)
-    measured = {kind: _measured(PHASES[kind], run) for kind, run in engine._INSTRUCTION_MAP.items()}
+    measured = {kind: _measured(PHASES[kind], run, wire) for kind, run in engine._INSTRUCTION_MAP.items()}
     bindings.bind(engine, "_INSTRUCTION_MAP", measured)
 
 
@@ -93,14 +97,14 @@ def counted_targets(engine: Any, batches: list[Any] | None, num_micro_batches: i
         bindings.remove()
 
 
-def _measured(name: str, run: Callable[..., None]) -> Callable[..., None]:
+def _measured(name: str, run: Callable[..., None], wire: str) -> Callable[..., None]:
     """The instruction ``run``, with its time, and with the bytes that it moves between stages."""
 
     def instruction(engine: Any, **kwargs: Any) -> None:
         if not events.observed():
             run(engine, **kwargs)
             return
-        num_bytes = _boundary_bytes(engine, name, kwargs.get("buffer_id"))
+        num_bytes = _boundary_bytes(engine, name, kwargs.get("buffer_id"), wire)
         start = time.perf_counter()
         with events.phase(name):
             run(engine, **kwargs)
@@ -111,10 +115,11 @@ def _measured(name: str, run: Callable[..., None]) -> Callable[..., None]:
     return instruction
 
 
-def _boundary_bytes(engine: Any, name: str, buffer_id: int | None) -> int:
+def _boundary_bytes(engine: Any, name: str, buffer_id: int | None, wire: str) -> int:
     """What a send instruction is about to send. Receives are counted by their sender."""
     if name not in ("send_activation", "send_grad"):
         return 0
     tensors = engine.pipe_buffers["outputs" if name == "send_activation" else "inputs"][buffer_id]
     tensors = tensors if isinstance(tensors, tuple) else (tensors,)
-    return sum(t.numel() * t.element_size() for t in tensors if name == "send_activation" or t.is_floating_point())
+    sent = [t for t in tensors if name == "send_activation" or t.is_floating_point()]
+    return sum(crossing_bytes(wire, t.numel(), t.dtype) for t in sent)

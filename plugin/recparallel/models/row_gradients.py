@@ -57,6 +57,15 @@ class RowGradients:
         self._kept = 0
 
 
+def nonzero_rows(table: Tensor) -> Tensor:
+    """Numbers of the rows of ``table`` (V, D), contiguous, that hold anything but zeros, ascending, int64.
+
+    By the largest byte of each row, which reads a large table two to three times as fast as comparing its numbers. NaN is not
+    zero; a row with a -0.0 is taken along, which changes no sum.
+    """
+    return table.view(torch.uint8).amax(dim=1).nonzero().view(-1)
+
+
 def keeper_of(table: Tensor) -> RowGradients | None:
     """Where the gradients of look-ups in ``table`` go, or None where autograd makes them."""
     return getattr(table, KEEPER, None)

@@ -64,6 +64,7 @@ class Costs:
         self.state = _prefix([layer.state_bytes for layer in layers])
         self.activations = _prefix([layer.activation_bytes for layer in layers])
         self.boundary = np.array([0, *(layer.boundary_bytes for layer in layers[:-1]), 0], dtype=np.float64)
+        self.crossing_bytes = np.array([0, *(layer.crossing_bytes for layer in layers[:-1]), 0], dtype=np.float64)
         self.num_micro_batches = profile.num_micro_batches or stages
         self.schedule = PIPELINE_SCHEDULES[profile.schedule or DEFAULT_SCHEDULE]
 
@@ -84,7 +85,7 @@ class Costs:
         link = None if a is None or b is None else self.link(a, b)
         if link is None:
             return np.zeros_like(self.boundary)
-        return link.latency_seconds + self.boundary / link.bytes_per_second
+        return link.latency_seconds + self.crossing_bytes / link.bytes_per_second
 
     def stage_seconds(self, group: Group, before: Group | None, behind: Group | None) -> tuple[Floats, Floats]:
         """``(ends, begins)`` of the seconds of a stage on ``group`` between its two neighbours."""
@@ -105,7 +106,7 @@ class Costs:
         link = None if other is None else self.link(own, other)
         if link is None or self.schedule.blocking:
             return np.zeros_like(self.boundary)
-        return self.boundary * link.busy_seconds_per_byte
+        return self.crossing_bytes * link.busy_seconds_per_byte
 
     def input_seconds(self, before: Group | None, group: Group) -> Floats:
         """Of a stage on ``group``, by its begin: seconds between two inputs that its link can keep up; 0 where transfers

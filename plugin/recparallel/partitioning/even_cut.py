@@ -16,7 +16,13 @@ from recparallel.partitioning.step_time import minimize_step
 from recparallel.plan import Partition, Profile
 
 SLACK = 0.005
-"""By how much a step may be longer for it."""
+"""By which share a step may be longer for it."""
+
+GAIN = 0.01
+"""By which share a stage must be faster for it."""
+
+
+_ROUNDING = 1e-12
 
 
 def minimize_step_evenly(profile: Profile, stages: int) -> Partition:
@@ -30,8 +36,8 @@ def minimize_step_any_order_evenly(profile: Profile, stages: int) -> Partition:
 
 
 def evened(profile: Profile, partition: Partition) -> Partition:
-    """Move single layers over the boundaries of a cut, one after the other, as long as that makes the slowest stage faster, or of
-    equal ones the next slowest, and keeps the simulated step within :data:`SLACK` of that of ``partition``.
+    """Move single layers over the boundaries of a cut, one after the other, as long as that makes the slowest stage faster by
+    :data:`GAIN`, or of equal ones the next slowest, and keeps the simulated step within :data:`SLACK` of that of ``partition``.
 
     Of several moves the one that helps most is made. Memory limits are kept. ``optimal`` says what it said before, up to the slack.
     """
@@ -43,13 +49,16 @@ def evened(profile: Profile, partition: Partition) -> Partition:
         return simulate(schedule, step_costs(costs, order, bounds)).seconds
 
     bounds = partition.bounds
-    limit = seconds_of(bounds) * (1 + SLACK)
     seconds, load = seconds_of(bounds), _load(costs, order, bounds)
+    limit = seconds * (1 + SLACK)
+    seen = {bounds}
     while True:
-        better = sorted((own, cut) for cut in _moves(bounds) if (own := _load(costs, order, cut)) < load)
+        loads = {cut: _load(costs, order, cut) for cut in _moves(bounds) if cut not in seen}
+        better = sorted((own, cut) for cut, own in loads.items() if _is_faster(own, load))
         for own, cut in better:
             if _fits(costs, order, cut) and (took := seconds_of(cut)) <= limit:
                 bounds, seconds, load = cut, took, own
+                seen.add(cut)
                 break
         else:
             break
@@ -60,6 +69,16 @@ def evened(profile: Profile, partition: Partition) -> Partition:
 
 def _load(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> list[float]:
     return sorted(stage_seconds(costs, order, bounds), reverse=True)
+
+
+def _is_faster(load: Sequence[float], than: Sequence[float]) -> bool:
+    """By the slowest stage that is not about as slow as before; the slowest of all is not slower, but for rounding."""
+    if load[0] > than[0] * (1 + _ROUNDING):
+        return False
+    for new, old in zip(load, than):
+        if abs(new - old) > GAIN * old:
+            return new < old
+    return False
 
 
 def _moves(bounds: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -5,10 +5,14 @@ its link. One beside the computation begins when it is sent, behind those before
 in each direction. What follows the schedule, the exchange of tied gradients and the optimizer's update, is added stage by stage.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from recparallel.partitioning.schedules import COMPUTE, Schedule, Transfer
+from recparallel.partitioning.schedules import BACKWARD, COMPUTE, FORWARD, Schedule, Transfer
+
+Span: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -41,28 +45,22 @@ class Simulated:
         seconds: of the step, until the last stage is done.
         busy: seconds that each stage computes.
         ends: when each stage has run its schedule.
+        passes: ``(begin, end)`` of what was computed, by stage; empty unless traced.
+        transfers: ``(begin, end)`` of tensors that crossed beside the computation, by boundary; empty unless traced.
     """
 
     seconds: float
     busy: tuple[float, ...]
     ends: tuple[float, ...]
+    passes: Mapping[int, Sequence[Span]] = field(default_factory=dict)
+    transfers: Mapping[int, Sequence[Span]] = field(default_factory=dict)
 
 
-@dataclass
-class Trace:
-    """When what happened, as ``(begin, end)`` in seconds.
+def simulate(schedule: Schedule, costs: StepCosts, *, traced: bool = False) -> Simulated:
+    """Play a schedule through.
 
-    Attributes:
-        passes: that stages computed, by stage.
-        transfers: that ran beside the computation, by boundary.
-    """
-
-    passes: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-    transfers: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-
-
-def simulate(schedule: Schedule, costs: StepCosts, trace: Trace | None = None) -> Simulated:
-    """Play a schedule through, and write into ``trace`` what happened when.
+    Args:
+        traced: say when what happened, too.
 
     Raises:
         RuntimeError: the schedule never ends: stages wait for each other.
@@ -74,6 +72,8 @@ def simulate(schedule: Schedule, costs: StepCosts, trace: Trace | None = None) -
     free: dict[tuple[int, int], float] = {}
     seconds = (costs.forward, costs.backward, *costs.others)
     ready = list(range(stages))
+    passes: defaultdict[int, list[Span]] = defaultdict(list)
+    transfers: defaultdict[int, list[Span]] = defaultdict(list)
     while ready:
         stage = ready.pop()
         program, now = schedule[stage], clock[stage]
@@ -85,8 +85,8 @@ def simulate(schedule: Schedule, costs: StepCosts, trace: Trace | None = None) -
                 now += took
                 busy[stage] += took
                 position += 1
-                if trace is not None:
-                    trace.passes.setdefault(stage, []).append((now - took, now))
+                if traced:
+                    passes[stage].append((now - took, now))
                 continue
             until, missing = now, None
             for transfer, sends in second:
@@ -106,8 +106,8 @@ def simulate(schedule: Schedule, costs: StepCosts, trace: Trace | None = None) -
                 else:
                     done = max(posted[transfer, True], free.get((kind, boundary), 0.0)) + took
                     free[kind, boundary] = done
-                    if trace is not None:
-                        trace.transfers.setdefault(boundary, []).append((done - took, done))
+                    if traced and kind in (FORWARD, BACKWARD):
+                        transfers[boundary].append((done - took, done))
                 until = max(until, done)
             if missing is not None:
                 waiting[missing] = stage
@@ -124,4 +124,4 @@ def simulate(schedule: Schedule, costs: StepCosts, trace: Trace | None = None) -
         for stage in members:
             clock[stage] = done
     updates = costs.update or [0.0] * stages
-    return Simulated(max(now + update for now, update in zip(clock, updates)), tuple(busy), ends)
+    return Simulated(max(now + update for now, update in zip(clock, updates)), tuple(busy), ends, passes, transfers)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from recparallel.errors import PartitionError
 from recparallel.partitioning.costs import Costs, Group
 from recparallel.partitioning.schedules import interleaved
-from recparallel.partitioning.simulator import StepCosts, Trace, simulate
+from recparallel.partitioning.simulator import Span, StepCosts, simulate
 from recparallel.plan import Partition, Profile
 
 
@@ -71,19 +71,19 @@ def computing_seconds(profile: Profile, partition: Partition) -> list[float]:
     """
     costs = Costs(profile, partition.num_stages)
     order, bounds, number = _order(costs, partition), partition.bounds, micro_batches_of(profile)
-    trace = Trace()
-    simulate(costs.schedule.programs(partition.num_stages, number), step_costs(costs, order, bounds), trace)
+    schedule = costs.schedule.programs(partition.num_stages, number)
+    played = simulate(schedule, step_costs(costs, order, bounds), traced=True)
     seconds = []
     for stage, (group, a, b) in enumerate(zip(order, bounds, bounds[1:])):
         took = number * float(costs.seconds[b] - costs.seconds[a]) / group.speed
         for boundary, cut, other in ((stage - 1, a, stage - 1), (stage, b, stage + 1)):
-            for transfer in trace.transfers.get(boundary, ()):
-                took += float(costs.busy(group, order[other])[cut]) * _covered(transfer, trace.passes[stage])
+            for transfer in played.transfers.get(boundary, ()):
+                took += float(costs.busy(group, order[other])[cut]) * _covered(transfer, played.passes[stage])
         seconds.append(took)
     return seconds
 
 
-def _covered(one: tuple[float, float], others: Sequence[tuple[float, float]]) -> float:
+def _covered(one: Span, others: Sequence[Span]) -> float:
     """The share of an interval that others, which do not overlap, cover; all of it where it has no length."""
     begin, end = one
     together = sum(max(min(end, last) - max(begin, first), 0.0) for first, last in others)

@@ -1,7 +1,7 @@
 """What a transfer takes from the computation beside it: a processor copies and checks every byte that it sends or receives.
 
 Over TCP the system does most of it in the name of whatever thread runs, and what it touches pushes the thread's data out of the
-caches. What the transfer's own threads take is left out: they run while the computation waits, or on another core.
+caches. What the transfer's own threads take is left out: they run mostly while the computation waits, or on another core.
 """
 
 import statistics
@@ -44,7 +44,7 @@ def measure_interference(device: torch.device | str, dtype: torch.dtype, slowest
     if torch.device(device).type != "cpu" or dist.get_world_size() < 2 or num_bytes < _LEAST_BYTES:
         return 0.0
     work = _work(dtype)
-    pairs = [(_time(work, list), _time(work, partial(_around_the_ring, num_bytes))) for _ in range(_REPEATS)]
+    pairs = [(_time(work, _alone), _time(work, partial(_around_the_ring, num_bytes))) for _ in range(_REPEATS)]
     return price_of_a_byte(pairs, num_bytes)
 
 
@@ -71,18 +71,28 @@ def _work(dtype: torch.dtype) -> Callable[[], None]:
     return work
 
 
-def _around_the_ring(num_bytes: int) -> list[dist.Work]:
+def _around_the_ring(num_bytes: int) -> Callable[[], list[dist.Work]]:
+    """Post a receive from the rank before, as a training does ahead; gives what sends to the next one."""
     rank, world = dist.get_rank(), dist.get_world_size()
     outgoing, incoming = (torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(2))
-    works = [dist.isend(outgoing, (rank + 1) % world), dist.irecv(incoming, (rank - 1) % world)]
-    return [work for work in works if work is not None]
+    coming = dist.irecv(incoming, (rank - 1) % world)
+
+    def send() -> list[dist.Work]:
+        return [work for work in (dist.isend(outgoing, (rank + 1) % world), coming) if work is not None]
+
+    return send
 
 
-def _time(work: Callable[[], None], start_transfers: Callable[[], list[dist.Work]]) -> Cost:
-    """Of the computation, from the start of the transfers beside it; they are over when this returns."""
+def _alone() -> Callable[[], list[dist.Work]]:
+    return list
+
+
+def _time(work: Callable[[], None], prepare: Callable[[], Callable[[], list[dist.Work]]]) -> Cost:
+    """Of starting transfers, if any, and of the computation beside them; they are over when this returns."""
+    start_transfers = prepare()
     dist.barrier()
-    transfers = start_transfers()
     wall, processor = time.perf_counter(), time.thread_time()
+    transfers = start_transfers()
     work()
     wall, processor = time.perf_counter() - wall, time.thread_time() - processor
     for transfer in transfers:

@@ -160,12 +160,12 @@ def measure_layers(
                 continue
             closing = index == len(layers) - 1
             run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
-            passes = LayerPasses(run, module, x, tied=layer.tie is not None, sums=sums)
-            costs[index] = _cost(layer.name, passes, module, effort, sums)
+            passes = LayerPasses(run, module=module, x=x, tied=layer.tie is not None, sums=sums)
+            costs[index] = _cost(layer, passes, module, effort, sums)
             x = passes.output
-            passes.drop_gradients()
             if index == keep:
                 kept = passes
+            del passes
     return Measured(costs, kept)
 
 
@@ -177,18 +177,19 @@ def _closed(layer: Layer, module: nn.Module, loss_fn: LossFunction, labels: Any)
     return lambda x: loss_fn(layer.run(module, x), labels.to(x.device))
 
 
-def _cost(name: str, passes: LayerPasses, module: nn.Module, effort: Effort, sums: GradientSums) -> LayerCost:
+def _cost(layer: Layer, passes: LayerPasses, module: nn.Module, effort: Effort, sums: GradientSums) -> LayerCost:
     forward, backward = _seconds(passes, effort)
-    update = measure_update(module, effort.repeats, time.perf_counter, sums=sums)
+    passes.drop_gradients()
+    update = measure_update(module, effort.repeats, time.perf_counter, tied=layer.tie is not None, sums=sums)
     parameters = list(module.parameters())
     return LayerCost(
-        name=name,
+        name=layer.name,
         forward_seconds=forward,
         backward_seconds=backward,
         update_seconds=update.seconds,
         num_parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        gradient_bytes=sum(p.numel() * 4 for p in parameters),
+        gradient_bytes=sum(p.numel() * (4 if sums.fp32 else p.element_size()) for p in parameters),
         optimizer_bytes=update.state_bytes,
         activation_bytes=passes.kept_bytes,
         boundary_bytes=passes.output.numel() * passes.output.element_size(),

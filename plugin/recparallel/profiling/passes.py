@@ -5,7 +5,7 @@ has kept, were pushed out of them by the other layers and micro-batches of the s
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,13 +36,14 @@ class LayerPasses:
         touched_share: of the rows of a tied table, those to which one micro-batch gives a gradient.
     """
 
-    def __init__(self, run: Callable[[Any], Any], module: nn.Module, x: Any, *, tied: bool, sums: GradientSums) -> None:
+    def __init__(self, run: Callable[[Any], Any], *, module: nn.Module, x: Any, tied: bool, sums: GradientSums) -> None:
         self.kept_bytes = 0
         self.output: Any = None
         self.touched_share = 1.0
         self._run, self._module, self._x = run, module, x
         self._table: Any = module.weight if tied else None
-        self._masters = _masters(module) if sums.fp32 else {}
+        self._fp32 = sums.fp32
+        self._masters: dict[nn.Parameter, Tensor] = {}
         self._keeper = RowGradients(module.weight) if sums.rows and isinstance(module, ItemEmbedding) else None
         if self._keeper is not None:
             setattr(module.weight, KEEPER, self._keeper)
@@ -62,7 +63,8 @@ class LayerPasses:
             gradient = torch.ones_like(output)
             start = _now(entering)
             output.backward(gradient)
-            _accumulate(self._module, self._masters)
+            if self._fp32:
+                _accumulate(self._module, self._masters)
             backward = _now(entering) - start
         self.output = output.detach()
         if first and self._keeper is not None:
@@ -72,8 +74,9 @@ class LayerPasses:
         return forward, backward
 
     def drop_gradients(self) -> None:
-        """Free them."""
+        """Free them; further passes make new ones."""
         self._module.zero_grad(set_to_none=True)
+        self._masters.clear()
         if self._keeper is not None:
             self._keeper.forget()
 
@@ -108,17 +111,16 @@ def _evicting(device: torch.device) -> Callable[[], object]:
     return lambda: buffer.add_(1.0)
 
 
-def _masters(module: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Where gradients of half-precision weights are summed apart; full-precision ones sum in place."""
-    return {p: torch.zeros_like(p, dtype=torch.float32) for p in module.parameters() if p.dtype != torch.float32}
-
-
-def _accumulate(module: nn.Module, masters: Mapping[nn.Parameter, Tensor]) -> None:
-    """What DeepSpeed does behind every backward pass with ``grad_accum_dtype`` fp32: add an fp32 copy to the sum, and clear."""
+def _accumulate(module: nn.Module, masters: dict[nn.Parameter, Tensor]) -> None:
+    """What DeepSpeed does with half-precision gradients behind every backward pass with ``grad_accum_dtype`` fp32: add an fp32 copy
+    to the sum, and clear them."""
     for parameter in module.parameters():
-        if parameter.grad is not None and parameter in masters:
-            masters[parameter].add_(parameter.grad.to(torch.float32))
-            parameter.grad.zero_()
+        if parameter.grad is None or parameter.dtype == torch.float32:
+            continue
+        if parameter not in masters:
+            masters[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
+        masters[parameter].add_(parameter.grad.to(torch.float32))
+        parameter.grad.zero_()
 
 
 def _now(tensor: Tensor) -> float:

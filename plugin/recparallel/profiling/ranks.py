@@ -117,13 +117,22 @@ def profile_on_ranks(
     common_passes: LayerPasses | None = None
     try:
         measured = measure_layers(
-            layers, loss_fn, sample, wanted=wanted, effort=effort, keep=common, device=device, dtype=dtype, sums=sums
+            layers,
+            loss_fn,
+            sample,
+            wanted=wanted,
+            effort=effort,
+            keep=common if torch.device(device).type == "cpu" else None,
+            device=device,
+            dtype=dtype,
+            sums=sums,
         )
-        common_passes = measured.kept
-        answer = _Share(measured.costs, describe_device(device))
+        answer, common_passes = _Share(measured.costs, describe_device(device)), measured.kept
     except Exception as error:
         answer = f"rank {rank}: {error!r}"
-    _run_until_all_are_done(common_passes, device)
+    if (failure := _run_until_all_are_done(common_passes)) is not None:
+        answer = f"rank {rank}: {failure!r}"
+    common_passes = None
     answers: list[Any] = [None] * world
     dist.all_gather_object(answers, answer)
     if failed := [a for a in answers if isinstance(a, str)]:
@@ -180,16 +189,20 @@ def relative_speeds(seconds: Sequence[float]) -> list[float]:
     return [means[r] / fastest for r in range(len(speeds))]
 
 
-def _run_until_all_are_done(passes: LayerPasses | None, device: torch.device | str) -> None:
+def _run_until_all_are_done(passes: LayerPasses | None) -> Exception | None:
+    """Wait for all ranks; make passes meanwhile, where there are some. What fails in them is handed back: the others wait."""
     everybody = dist.barrier(async_op=True)
-    if everybody is None:
-        return
-    if passes is not None and torch.device(device).type == "cpu":
+    failure: Exception | None = None
+    if passes is not None and everybody is not None:
         with torch.random.fork_rng(), torch.enable_grad():
-            while not everybody.is_completed():
-                passes.once()
-        passes.drop_gradients()
-    everybody.wait()
+            while failure is None and not everybody.is_completed():
+                try:
+                    passes.once()
+                except Exception as error:
+                    failure = error
+    if everybody is not None:
+        everybody.wait()
+    return failure
 
 
 def _merged(shares: Sequence[_Share], speeds: Sequence[float]) -> dict[int, LayerCost]:

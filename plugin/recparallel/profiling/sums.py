@@ -8,7 +8,7 @@ class GradientSums(NamedTuple):
 
     Attributes:
         fp32: those of half-precision weights are added to an fp32 copy, and cleared (``data_types.grad_accum_dtype`` of DeepSpeed);
-            otherwise autograd adds them up, and they are handed over once a step.
+            otherwise autograd adds them up.
         rows: look-ups in item tables keep theirs by rows, and the table gets them once a step
             (:mod:`recparallel.models.row_gradients`); otherwise every look-up makes one of the whole table.
     """

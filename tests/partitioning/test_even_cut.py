@@ -49,3 +49,11 @@ def test_rounding_is_no_gain():
     profile = Profile(layers=layers, micro_batch=1, sequence_length=1, num_micro_batches=4)
     for bounds in ((0, 4, 9), (0, 5, 9)):
         assert evened(profile, Partition(bounds=bounds, method="simulated")).bounds == bounds
+
+
+def test_many_stages_are_evened_out_within_a_bounded_work():
+    layers = [LayerCost(name=str(n), forward_seconds=0.1, backward_seconds=0.1 + n % 7 / 10) for n in range(400)]
+    profile = Profile(layers=layers, micro_batch=1, sequence_length=1, num_micro_batches=128)
+    bounds = (*range(64), 400)  # all but the last stage hold one layer
+    found = evened(profile, Partition(bounds=bounds, method="simulated"))
+    assert max(found.stage_seconds) < sum(layer.seconds for layer in layers[63:])

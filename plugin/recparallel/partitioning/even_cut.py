@@ -7,12 +7,12 @@ slower than was measured.
 
 from collections.abc import Sequence
 
-from recparallel.partitioning.bottleneck import stage_seconds
+from recparallel.partitioning.bottleneck import neighbours
 from recparallel.partitioning.costs import Costs, Group
 from recparallel.partitioning.device_order import minimize_step_any_order
 from recparallel.partitioning.simulator import simulate
 from recparallel.partitioning.step_costs import micro_batches_of, step_costs
-from recparallel.partitioning.step_time import minimize_step
+from recparallel.partitioning.step_time import MOST_WORK, minimize_step
 from recparallel.plan import Partition, Profile
 
 SLACK = 0.005
@@ -20,7 +20,6 @@ SLACK = 0.005
 
 GAIN = 0.01
 """By which share a stage must be faster for it."""
-
 
 _ROUNDING = 1e-12
 
@@ -43,32 +42,60 @@ def evened(profile: Profile, partition: Partition) -> Partition:
     """
     costs = Costs(profile, partition.num_stages)
     order = [costs.groups[d] for d in partition.device_order] or list(costs.groups)
-    schedule = costs.schedule.programs(partition.num_stages, micro_batches_of(profile))
-
-    def seconds_of(bounds: Sequence[int]) -> float:
-        return simulate(schedule, step_costs(costs, order, bounds)).seconds
-
+    stages = _Stages(costs, order)
     bounds = partition.bounds
-    seconds, load = seconds_of(bounds), _load(costs, order, bounds)
-    limit = seconds * (1 + SLACK)
-    seen = {bounds}
+    seconds, own = stages.step(bounds), stages.seconds(bounds)
+    limit, seen = seconds * (1 + SLACK), {bounds}
     while True:
-        loads = {cut: _load(costs, order, cut) for cut in _moves(bounds) if cut not in seen}
-        better = sorted((own, cut) for cut, own in loads.items() if _is_faster(own, load))
-        for own, cut in better:
-            if _fits(costs, order, cut) and (took := seconds_of(cut)) <= limit:
-                bounds, seconds, load = cut, took, own
+        load = sorted(own, reverse=True)
+        moved = [(cut, stages.seconds_after(own, cut, place)) for cut, place in _moves(bounds) if cut not in seen]
+        better = [(sorted(new, reverse=True), cut, new) for cut, new in moved if stages.fit(cut)]
+        for changed, cut, new in sorted(better):
+            if _is_faster(changed, load) and stages.work_left > 0 and (took := stages.step(cut)) <= limit:
+                bounds, seconds, own = cut, took, new
                 seen.add(cut)
                 break
         else:
             break
-    return partition.model_copy(
-        update={"bounds": bounds, "step_seconds": seconds, "stage_seconds": stage_seconds(costs, order, bounds)}
-    )
+    return partition.model_copy(update={"bounds": bounds, "step_seconds": seconds, "stage_seconds": tuple(own)})
 
 
-def _load(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> list[float]:
-    return sorted(stage_seconds(costs, order, bounds), reverse=True)
+class _Stages:
+    """What cuts cost on devices in one order; the work of simulating them is counted down."""
+
+    def __init__(self, costs: Costs, order: Sequence[Group]) -> None:
+        self.costs, self.order = costs, order
+        self.tables = [costs.stage_seconds(group, *neighbours(order, s)) for s, group in enumerate(order)]
+        self.inputs = [costs.input_seconds(before, group) for before, group in zip((None, *order), order)]
+        self.needs = [costs.stage_bytes(s) for s in range(len(order))]
+        self.schedule = costs.schedule.programs(len(order), micro_batches_of(costs.profile))
+        self.work_left = MOST_WORK // 4
+
+    def step(self, bounds: Sequence[int]) -> float:
+        self.work_left -= sum(map(len, self.schedule))
+        return simulate(self.schedule, step_costs(self.costs, self.order, bounds)).seconds
+
+    def seconds(self, bounds: Sequence[int]) -> list[float]:
+        """As ``Partition.stage_seconds``."""
+        return [self._one(stage, a, b) for stage, (a, b) in enumerate(zip(bounds, bounds[1:]))]
+
+    def seconds_after(self, own: Sequence[float], bounds: Sequence[int], place: int) -> list[float]:
+        """The same, from those of a cut that differs in the bound at ``place`` alone."""
+        changed = list(own)
+        for stage in (place - 1, place):
+            changed[stage] = self._one(stage, bounds[stage], bounds[stage + 1])
+        return changed
+
+    def fit(self, bounds: Sequence[int]) -> bool:
+        """Whether every stage fits into its device's memory."""
+        return all(
+            group.memory_bytes is None or ends[b] - begins[a] <= group.memory_bytes
+            for group, (ends, begins), a, b in zip(self.order, self.needs, bounds, bounds[1:])
+        )
+
+    def _one(self, stage: int, a: int, b: int) -> float:
+        ends, begins = self.tables[stage]
+        return max(float(ends[b] - begins[a]), float(self.inputs[stage][a]), 0.0)
 
 
 def _is_faster(load: Sequence[float], than: Sequence[float]) -> bool:
@@ -81,18 +108,11 @@ def _is_faster(load: Sequence[float], than: Sequence[float]) -> bool:
     return False
 
 
-def _moves(bounds: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _moves(bounds: tuple[int, ...]) -> list[tuple[tuple[int, ...], int]]:
+    """Cuts that differ in one bound by one layer, and that bound's place."""
     return [
-        (*bounds[:place], moved, *bounds[place + 1 :])
+        ((*bounds[:place], moved, *bounds[place + 1 :]), place)
         for place in range(1, len(bounds) - 1)
         for moved in (bounds[place] - 1, bounds[place] + 1)
         if bounds[place - 1] < moved < bounds[place + 1]
     ]
-
-
-def _fits(costs: Costs, order: Sequence[Group], bounds: Sequence[int]) -> bool:
-    for stage, (group, a, b) in enumerate(zip(order, bounds, bounds[1:])):
-        ends, begins = costs.stage_bytes(stage)
-        if group.memory_bytes is not None and ends[b] - begins[a] > group.memory_bytes:
-            return False
-    return True

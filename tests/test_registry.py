@@ -154,8 +154,12 @@ def test_every_partitioner_is_registered():
         and inspect.signature(function).return_annotation is Partition
         and function.__module__ == module.__name__
     }
-    assert defined
-    assert defined <= set(registry.PARTITIONERS.values())
+    evened_out_first = {  # by recparallel.partitioning.even_cut, whose functions are registered
+        "recparallel.partitioning.step_time:minimize_step",
+        "recparallel.partitioning.device_order:minimize_step_any_order",
+    }
+    assert defined > evened_out_first
+    assert defined - evened_out_first <= set(registry.PARTITIONERS.values())
 
 
 def test_a_reader_has_the_name_that_it_is_registered_under():

@@ -18,7 +18,7 @@ from recparallel.plan import Partition, Profile
 SLACK = 0.005
 """By which share a step may be longer for it."""
 
-GAIN = 0.01
+GAIN = 0.001
 """By which share a stage must be faster for it."""
 
 _ROUNDING = 1e-12

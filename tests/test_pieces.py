@@ -6,11 +6,16 @@ from recparallel.pieces import pieces
 
 @pytest.mark.parametrize("shape", [(0,), (3,), (2**17,), (3, 100_000), (2**18, 2)])
 def test_pieces_are_short_views_that_make_up_the_tensor(shape):
-    tensor = torch.randn(shape)
+    tensor = torch.randn(shape).to(torch.bfloat16)
     parts = pieces(tensor)
     assert all(len(part) <= 2**17 for part in parts)
     assert torch.equal(torch.cat(list(parts)), tensor.view(-1))
     assert all(part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for part in parts)
+
+
+def test_what_needs_no_cast_is_left_whole():
+    tensor = torch.randn(300_001)
+    assert pieces(tensor) == (tensor,)
 
 
 @pytest.mark.parametrize("bad", [None, torch.nan, torch.inf])

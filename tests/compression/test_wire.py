@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recparallel.compression.wire import WIRE_FORMATS, Same, wire_format
+from recparallel.compression.wire import WIRE_FORMATS, Cast, wire_format
 
 PRECISION = {"bf16": 2**-8, "fp16": 2**-11}
 """Largest relative error of rounding to the nearest."""
@@ -51,7 +51,9 @@ def test_zeros_and_what_is_not_finite_arrive(name, values):
 @pytest.mark.parametrize("name", ["same", *WIRE_FORMATS])
 def test_half_precision_crosses_as_it_is(name):
     tensor = torch.randn(3, 4).to(torch.bfloat16).t()
-    assert isinstance(wire_format(name, tensor.dtype), Same)
+    form = wire_format(name, tensor.dtype)
+    assert isinstance(form, Cast)
+    assert form.dtype == tensor.dtype
     assert torch.equal(there_and_back(name, tensor), tensor)
 
 

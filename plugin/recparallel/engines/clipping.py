@@ -54,7 +54,7 @@ def bind_norm(engine: Any, bindings: Bindings) -> None:
         found = original(for_clipping)
         if for_clipping:
             return found
-        short = [p for g in found[0] for p in (pieces(g) if g.dtype != torch.float32 else (g,))]
+        short = [piece for gradient in found[0] for piece in pieces(gradient)]
         return short or [torch.zeros(1, device=engine.device)], found[1]
 
     bindings.bind(engine.optimizer, "get_grads_for_norm", get_grads_for_norm)

@@ -140,7 +140,9 @@ def _sample_of_every_rank(sample: Sample | None, config: PartitionConfig) -> Sam
 
 
 def _crossing_as(layers: Sequence[LayerCost], wire: WireFormatName, dtype: torch.dtype) -> tuple[LayerCost, ...]:
-    """The layers, with the bytes that cross behind each as the wire format makes them."""
+    """The layers, with the bytes that cross behind each as the wire format makes them; as they are, they stay."""
+    if wire == "same":
+        return tuple(layers)
     sizes = [crossing_bytes(wire, layer.boundary_bytes // dtype.itemsize, dtype) for layer in layers]
     return tuple(layer.model_copy(update={"wire_bytes": size}) for layer, size in zip(layers, sizes))
 

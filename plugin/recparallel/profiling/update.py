@@ -66,7 +66,7 @@ def measure_update(
             nonzero_rows(sent[0])
         if halves:
             for gradient in sent:
-                for piece in pieces(gradient) if gradient.dtype != torch.float32 else (gradient,):
+                for piece in pieces(gradient):
                     piece.float().norm()
         if not sums.fp32:
             for (_, gradient), low in zip(halves, lower):

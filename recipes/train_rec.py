@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import recparallel
 from recparallel import config as settings
-from recparallel import events
+from recparallel import config_checks, events
 from recparallel.checkpointing.export import ITEMS
 from recparallel.data import load_log
 from recparallel.data.histories import Histories
@@ -161,7 +161,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
     raw_config = settings.read_deepspeed_config(_first(train_args.deepspeed_config, card and ROOT / card.plan, CONFIG))
     section = settings.parse_config(raw_config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    settings.check_together(raw_config, section, world_size=world_size)
+    config_checks.check_together(raw_config, section, world_size=world_size)
     checkpoints = output_dir / "checkpoints"
     stored = None
     if train_args.resume:
@@ -170,7 +170,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             stages=section.stages,
             tensor=section.tensor,
             replicas=section.replicas(world_size),
-            zero_stage=settings.zero_stage(raw_config),
+            zero_stage=config_checks.zero_stage(raw_config),
             codec=section.compression.codec if section.compression else "none",
         ).plan
 

@@ -14,13 +14,11 @@ from recparallel.config import (
     PartitionConfig,
     RecParallelConfig,
     WireFormatName,
-    check_together,
     fill_auto,
     parse_config,
-    precision,
     read_deepspeed_config,
-    zero_stage,
 )
+from recparallel.config_checks import check_together, precision, zero_stage
 from recparallel.errors import ConfigError, UnknownNameError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes" / "configs").glob("*.json"))

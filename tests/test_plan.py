@@ -218,7 +218,7 @@ def test_a_plan_out_of_range_is_rejected_by_key(key, wrong):
 @pytest.mark.parametrize(
     ("modules", "allowed"),
     [
-        ("recparallel, recparallel.plan, recparallel.config, recparallel.events", set()),
+        ("recparallel, recparallel.plan, recparallel.config_checks, recparallel.events", set()),
         ("recparallel.partitioning.bottleneck, recparallel.partitioning.step_time", {"numpy"}),
     ],
 )

@@ -17,15 +17,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
-from recparallel.config import (
-    RecParallelConfig,
-    check_compression,
-    check_together,
-    parse_config,
-    precision,
-    read_deepspeed_config,
-    zero_stage,
-)
+from recparallel.config import RecParallelConfig, parse_config, read_deepspeed_config
+from recparallel.config_checks import check_compression, check_together, precision, zero_stage
 from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook

@@ -484,7 +484,7 @@ def test_an_unknown_name_error_travels_between_ranks():
 def test_keys_that_a_method_would_ignore_are_refused(method, key):
     value = "profile.json" if key == "profile" else 1.5
     with pytest.raises(
-        ConfigError, match=f"{key} beside method '{method}', which measures nothing; allowed with profile"
+        ConfigError, match=f"{key} beside method '{method}', which measures nothing; allowed with adaptive, profile"
     ):
         parse_config({"recparallel": {"partition": {"method": method, key: value}}})
 

@@ -47,6 +47,7 @@ class Run:
     sequence: bool = False
     spread_head: bool = False
     partition: str = "uniform"
+    partition_options: dict[str, Any] = field(default_factory=dict)
     bounds: tuple[int, ...] | None = None
     tied: bool = True
     zero: int = 0
@@ -191,7 +192,7 @@ def deepspeed_config(run: Run, replicas: int) -> dict[str, Any]:
             "schedule": run.schedule,
             "wire_format": run.wire,
             "attention": run.attention,
-            "partition": {"method": run.partition, "repeats": 1, "warmup": 0},
+            "partition": {"method": run.partition, "repeats": 1, "warmup": 0, **run.partition_options},
         },
         **run.deepspeed,
     }

@@ -28,6 +28,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class RebalanceConfig(_Section):
+    """When the method ``adaptive`` moves layers while the model trains (:mod:`recparallel.partitioning.adaptive`).
+
+    Attributes:
+        every: steps between two looks at what stages take; a change is known after two or three looks.
+        horizon: steps over which a move must pay for itself.
+        min_gain: share of a step that it must save.
+        tolerance: share by which the speed of a rank may change and still count as noise.
+    """
+
+    every: int = Field(default=5, ge=1, strict=True)
+    horizon: int = Field(default=500, ge=1, strict=True)
+    min_gain: float = Field(default=0.05, gt=0, lt=1, allow_inf_nan=False)
+    tolerance: float = Field(default=0.15, gt=0, le=1, allow_inf_nan=False)
+
+
 class PartitionConfig(_Section):
     """How layers are cut into stages.
 
@@ -37,6 +53,7 @@ class PartitionConfig(_Section):
         cache: keep what was measured, and measure nothing at the next start with the same model, shapes and machines.
         profile: path of a profile to use instead of measuring.
         memory_gib: limit of every device. Without it, accelerators have what is free on them, CPUs no limit.
+        rebalance: when the method ``adaptive`` moves layers.
     """
 
     method: str = "profile"
@@ -45,6 +62,7 @@ class PartitionConfig(_Section):
     cache: bool = Field(default=True, strict=True)
     profile: str | None = None
     memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    rebalance: RebalanceConfig = RebalanceConfig()
 
     @field_validator("method")
     @classmethod
@@ -61,7 +79,16 @@ class PartitionConfig(_Section):
                 f"{' and '.join(given)} beside method {self.method!r}, which measures nothing; allowed with "
                 f"{', '.join(registry.partitioners)}"
             )
+        if "rebalance" in self.model_fields_set and not self.adaptive:
+            raise ValueError(
+                f"rebalance beside method {self.method!r}, which never moves layers; allowed with 'adaptive'"
+            )
         return self
+
+    @property
+    def adaptive(self) -> bool:
+        """Layers may move while the model trains."""
+        return self.method == "adaptive"
 
     @property
     def measured(self) -> bool:
@@ -175,7 +202,11 @@ def _explain(problem: Any) -> str:
 
 
 def _fields_at(path: list[str]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"partition": PartitionConfig, "compression": CompressionConfig}
+    sections: dict[str, type[BaseModel]] = {
+        "partition": PartitionConfig,
+        "rebalance": RebalanceConfig,
+        "compression": CompressionConfig,
+    }
     return list(sections.get(path[-1] if path else "", RecParallelConfig).model_fields)
 
 

@@ -40,6 +40,7 @@ def check_together(
     check_tensor(deepspeed_config, config)
     check_spread_head(deepspeed_config, config)
     check_compression(deepspeed_config, config)
+    check_adaptive(deepspeed_config, config)
 
 
 def _check_batch_sizes(deepspeed_config: dict[str, Any], *, replicas: int) -> None:
@@ -219,3 +220,30 @@ def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfi
     optimizer = str((deepspeed_config.get("optimizer") or {}).get("type", "")).lower()
     if optimizer.startswith(("onebit", "zeroone")):
         raise ConfigError(f"{where} with optimizer.type {optimizer!r}: 1-bit optimizers compress gradients; choose one")
+
+
+def check_adaptive(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse settings with which layers cannot move while the model trains.
+
+    Raises:
+        ConfigError: which setting, why, and what would run.
+    """
+    if not config.partition.adaptive:
+        return
+    where = f"{SECTION}.partition.method 'adaptive'"
+    if config.spread_head:
+        raise ConfigError(f"{where} with {SECTION}.spread_head: shares of the head cannot move yet; use one of them")
+    if config.compression is not None and config.compression.codec == "torch_powersgd":
+        raise ConfigError(
+            f"{where} with {SECTION}.compression.codec 'torch_powersgd': what it keeps belongs to its buckets, and these change "
+            "with the layers of a stage; use top_k, torch_bf16 or torch_fp16"
+        )
+    if precision(deepspeed_config) == "float16" and zero_stage(deepspeed_config) == 0:
+        raise ConfigError(
+            f"{where} with fp16.enabled and zero_optimization.stage 0: DeepSpeed's optimizer for these hides its weights; use "
+            "stage 1, or bf16"
+        )
+    if ((deepspeed_config.get("zero_optimization") or {}).get("offload_optimizer") or {}).get(
+        "device", "none"
+    ) != "none":
+        raise ConfigError(f"{where} with zero_optimization.offload_optimizer is not supported; remove one of them")

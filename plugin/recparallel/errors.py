@@ -56,3 +56,7 @@ class HostVersionError(RecParallelError, ImportError):
 
 class CheckpointError(RecParallelError, RuntimeError):
     """A checkpoint is missing, incomplete, or belongs to another model."""
+
+
+class MoveError(RecParallelError, RuntimeError):
+    """Layers could not be moved to another stage; every rank still runs the cut that it ran."""

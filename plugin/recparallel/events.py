@@ -72,7 +72,37 @@ class StepDone:
     num_sequences: int
 
 
-Event = Phase | Transfer | Exchange | TiedExchange | StepDone
+@dataclass(frozen=True)
+class Move:
+    """Layers were to change their stage behind step ``step``.
+
+    ``before`` and ``after`` are the bounds of the cuts, ``gain`` and ``predicted_seconds`` what was predicted: of a step, the share
+    that is saved, and of the move, what it takes. ``seconds`` is what it took, ``num_bytes`` what this rank sent. ``takes_back``:
+    it undoes the last one. ``error`` tells why the cut is still the old one; it is empty where it is the new one.
+    """
+
+    step: int
+    reason: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    gain: float
+    predicted_seconds: float
+    seconds: float
+    num_bytes: int
+    takes_back: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class MoveOutcome:
+    """What came of the last move: ``share_saved`` of a step, measured; ``paid`` is whether that is more than nothing."""
+
+    step: int
+    paid: bool
+    share_saved: float
+
+
+Event = Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome
 Subscriber = Callable[[Event], None]
 
 _subscribers: list[Subscriber] = []

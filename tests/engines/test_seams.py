@@ -15,12 +15,6 @@ from recparallel.errors import HostVersionError
 
 SOURCES = sorted(Path(engines.__path__[0]).glob("*.py"))
 
-OWN_CLASSES = {
-    "_DenseExchange",
-    "_Tie",
-    "_Transfers",
-    "_ZeroOneExchange",
-}
 OWN_ATTRIBUTES = {
     # Handle, Bindings
     "_bindings",
@@ -93,6 +87,35 @@ OWN_ATTRIBUTES = {
     "_linked",
     # _ZeroOneExchange
     "_params_of_bucket",
+    # Handle, Checkpointer
+    "_section",
+    "_of_stage",
+    "_is_writing",
+    # itself, as a string for a type
+    "_Holding",
+    # _Rebalancer
+    "_begin_anew",
+    "_look",
+    "_move",
+    "_tell",
+    "_emit",
+    "_warn_once",
+    "_every",
+    "_policy",
+    "_step_seconds",
+    "_is_warm",
+    "_said",
+    # StageClock, its timers
+    "_timed",
+    "_safely",
+    "_new_timer",
+    "_running",
+    "_seconds",
+    "_failed",
+    "_start",
+    "_took",
+    "_begin",
+    "_end",
 }
 """Private names of our own objects."""
 
@@ -101,6 +124,8 @@ STANDARD = {"_exit"}
 
 DATA = {
     "_running_engine_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
+    "_support_torch_style_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
+    "_layer_specs": "deepspeed.runtime.pipe.module:PipelineModule",
     "_grid": "deepspeed.runtime.pipe.module:PipelineModule",
     "_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_hp_optimizer_states_linked": "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer",

@@ -32,6 +32,14 @@ class BoundHook:
         flat: Tensor = bucket.buffer()
         return flat.numel() * flat.element_size()
 
+    def by_parameter(self) -> dict[str, Tensor] | None:
+        """What the hook keeps between steps, by parameter, so that it can move with it to another rank; None where it may keep
+        something else. Override, with :meth:`set_by_parameter`, for a hook that keeps such state."""
+        return {} if isinstance(self.state, dist.ProcessGroup) else None
+
+    def set_by_parameter(self, state: dict[str, Tensor]) -> None:
+        """Replace :meth:`by_parameter`."""
+
     def __call__(self, bucket: Any) -> Future[Tensor]:
         return self.hook(self.state, bucket)
 

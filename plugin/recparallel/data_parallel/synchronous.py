@@ -36,6 +36,14 @@ class CompressedHook(BoundHook):
         codec: Codec = self.state.codec
         return codec.payload_bytes(flat.numel(), size)
 
+    def by_parameter(self) -> dict[str, Tensor]:
+        """Residuals, flat."""
+        return {} if self.state.feedback is None else self.state.feedback.state_dict()
+
+    def set_by_parameter(self, state: dict[str, Tensor]) -> None:
+        if self.state.feedback is not None:
+            self.state.feedback.load_state_dict(state)
+
 
 class CompressedAverage:
     """State of :func:`average_compressed`: a codec, its residuals, and the replicas' group."""

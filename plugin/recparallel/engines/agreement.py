@@ -5,7 +5,7 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from recparallel.errors import CheckpointError
+from recparallel.errors import CheckpointError, RecParallelError
 
 T = TypeVar("T")
 
@@ -15,17 +15,20 @@ class Ranks:
 
     Args:
         group: of all ranks that will call; all of the job if left out.
+        error: that is raised on every rank where one has failed.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.group = group
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, *, error: type[RecParallelError] = CheckpointError
+    ) -> None:
+        self.group, self.error = group, error
         self.number, self.count = dist.get_rank(group), dist.get_world_size(group)
 
     def together(self, action: Callable[[], T]) -> T:
         """Call ``action`` on every rank; what it gave on this one.
 
         Raises:
-            CheckpointError: on every rank, with the number and the error of the first that failed.
+            RecParallelError: on every rank, of the kind that was asked for, with the number and the error of the first that failed.
         """
         result, error = _attempt(action)
         self._compare(error, None)
@@ -46,7 +49,7 @@ class Ranks:
         dist.all_gather_object(answers, (reason, result), group=self.group)
         failed = [f"rank {rank}: {said}" for rank, (said, _) in enumerate(answers) if said is not None]
         if failed:
-            raise CheckpointError(failed[0]) from error
+            raise self.error(failed[0]) from error
         return [found for _, found in answers]
 
 
@@ -59,4 +62,4 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, BaseException | None]:
 
 
 def _in_words(error: BaseException) -> str:
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, RecParallelError) else f"{type(error).__name__}: {error}"

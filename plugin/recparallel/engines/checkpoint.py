@@ -65,6 +65,10 @@ class Checkpointer:
         if self._engine.recparallel.checkpoint != target:
             self._writing = self._thread.submit(_write, _snapshot(self._engine, sampler), self._folder, self._ranks)
             self._engine.recparallel.checkpoint = target
+            self._engine.recparallel.writing = self._is_writing
+
+    def _is_writing(self) -> bool:
+        return self._writing is not None and not self._writing.done()
 
     def wait(self) -> None:
         """Until the checkpoint is whole and the latest, or has failed.

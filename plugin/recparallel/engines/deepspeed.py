@@ -6,7 +6,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from recparallel.config import RecParallelConfig, parse_config, read_deepspeed_config
@@ -23,19 +22,16 @@ from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
-from recparallel.engines.bf16_accumulation import bind_native_accumulation
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
-from recparallel.engines.clipping import bind_norm, clip_gradients
-from recparallel.engines.dense_exchange import bind_exchange_report
 from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
-from recparallel.engines.gradient_exchange import bind_gradient_hook, data_parallel_group
+from recparallel.engines.gradient_exchange import data_parallel_group
+from recparallel.engines.moving import check_movable
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
-from recparallel.engines.row_gradients import bind_row_gradients
+from recparallel.engines.rebalancing import bind_rebalancing
 from recparallel.engines.seams import check_version
-from recparallel.engines.spread_head import bind_spread_head
-from recparallel.engines.tied_exchange import bind_tied_exchange
+from recparallel.engines.stage_bindings import bind_stage
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
 from recparallel.models.attention import with_attention
@@ -57,16 +53,30 @@ class Handle:
         hook: the gradient hook, or None when DeepSpeed's own exchange runs.
         plan: what is being executed; None for an engine without a pipeline.
         checkpoint: the one that was written or loaded last; its step says whether it still holds what the engine does.
+        writing: tells whether a checkpoint is being written beside the training.
     """
 
     checkpoint: Path | None = None
+    plan: ParallelPlan | None = None
+    writing: Callable[[], bool] = staticmethod(lambda: False)
 
-    def __init__(self, engine: Any, hook: BoundHook | None, plan: ParallelPlan | None, bindings: Bindings) -> None:
-        self.engine, self.hook, self.plan = engine, hook, plan
-        self._bindings = bindings
+    def __init__(self, engine: Any, hook: BoundHook | None, section: RecParallelConfig, bindings: Bindings) -> None:
+        self.engine, self.hook = engine, hook
+        self._section, self._bindings, self._of_stage = section, bindings, Bindings()
+
+    def bind_stage(self) -> None:
+        """Put on what hangs on the layers that the stage holds, and take the plan down."""
+        bind_stage(self.engine, self.hook, self._section, self._of_stage)
+        if isinstance(self.engine, PipelineEngine):
+            self.plan = _plan_of(self.engine, self.hook)
+
+    def unbind_stage(self) -> None:
+        """Take it off, so that the layers can change."""
+        self._of_stage.remove()
 
     def remove(self) -> None:
         """Leave the engine as it was before. A second call does nothing."""
+        self.unbind_stage()
         self._bindings.remove()
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +225,8 @@ def attach(
     * copies of a tied table exchange the rows that a step has touched (``tied_exchange.py``);
     * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once, and bf16 ones a norm for stages that hold
       nothing but a tied copy (``clipping.py``);
-    * a gradient hook averages the gradients: the one given, or the one that ``config`` names under ``compression``.
+    * a gradient hook averages the gradients: the one given, or the one that ``config`` names under ``compression``;
+    * with the partition method ``adaptive``, layers move while the model trains (``rebalancing.py``).
 
     Args:
         config: DeepSpeed JSON with a ``"recparallel"`` section.
@@ -236,6 +247,7 @@ def attach(
     if hook is not None and section.compression is not None:
         raise ConfigError("both a hook and recparallel.compression were given; use one")
     bindings = Bindings()
+    handle = None
     try:
         group = data_parallel_group(engine)
         bound = bind(hook, state, group) if hook is not None else configured_hook(section.compression, group)
@@ -244,28 +256,20 @@ def attach(
             bound = None
         elif bound is not None:
             _refuse_unsupported(engine, bound)
-            bind_gradient_hook(engine, bound, bindings)
-        plan = None
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
                 bind_eager_schedule(engine, bindings, wire=section.wire_format)
-            if isinstance(engine.module, RecommenderPipeline) and engine.module.partition.spread:
-                bind_spread_head(engine, bindings)
-            bind_tied_exchange(engine, bindings)
-            bind_native_accumulation(engine, bindings)
-            bind_row_gradients(engine, bindings)
-            bind_training_step(engine, bindings, wire=section.wire_format)
+            bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
-            if bound is None and dist.get_world_size(group) > 1:
-                bind_exchange_report(engine, bindings)
-            if not (engine.fp16_enabled() or engine.bfloat16_enabled() or engine.zero_optimization()):
-                bindings.bind(engine, "clip_fp32_gradients", lambda: clip_gradients(engine))
-            if isinstance(engine.optimizer, BF16_Optimizer):
-                bind_norm(engine, bindings)
-            plan = _plan_of(engine, bound)
-        handle = Handle(engine, bound, plan, bindings)
+        handle = Handle(engine, bound, section, bindings)
         bindings.bind(engine, "recparallel", handle)
+        if section.partition.adaptive and isinstance(engine.module, RecommenderPipeline) and engine.num_stages > 1:
+            check_movable(engine)
+            bind_rebalancing(engine, section.partition.rebalance, bindings)
+        handle.bind_stage()
     except Exception:
+        if handle is not None:
+            handle.unbind_stage()
         bindings.remove()
         raise
     return handle

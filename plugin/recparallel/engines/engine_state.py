@@ -4,7 +4,7 @@ ZeRO-1 and the bf16 optimizer keep a flat piece on every replica; DeepSpeed's ow
 What comes out fits every cut, every number of replicas and every one of these optimizers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -87,11 +87,34 @@ def collect(engine: Any) -> dict[str, Tensor]:
     return kept
 
 
-def restore(engine: Any, tensors: dict[str, Tensor]) -> None:
+def names_of_layer(engine: Any, number: int) -> dict[str, str]:
+    """Global names of a layer's parameters on this stage, by the names in its module; of a layer that has a module of its own."""
+    module = engine.module
+    layer, trunk = module.recommender.layers[number], Trunk.of(module.recommender.config)
+    return {name: global_name(layer, name, trunk) for name, _ in module.get_submodule(str(number)).named_parameters()}
+
+
+def collect_parts(engine: Any, names: Container[str] | None = None) -> dict[str, Tensor]:
+    """As :func:`collect`, but what this rank holds itself: a tensor rank its own part, every replica the same, and every stage with
+    a copy of a tied table that. All replicas of a stage call. Nothing is copied that need not be.
+
+    Args:
+        names: of the weights; all of the stage if left out.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, parameter, held in _held(engine):
+        if names is None or name in names:
+            kept[f"{WEIGHT}/{name}"] = held.weight(parameter).detach()
+            kept |= {f"{STATE}/{name}/{key}": value.detach() for key, value in held.states(parameter).items()}
+    return kept
+
+
+def restore(engine: Any, tensors: dict[str, Tensor], *, parts: bool = False) -> None:
     """Put what :func:`collect` gave, on this or other ranks, into ``engine``.
 
     Args:
         tensors: at least the weights of this stage, and what state there is of them.
+        parts: they come from :func:`collect_parts`; weights that are not among them stay as they are.
     """
     states: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -99,14 +122,15 @@ def restore(engine: Any, tensors: dict[str, Tensor]) -> None:
         if kind == STATE:
             owner, _, key = rest.rpartition("/")
             states.setdefault(owner, {})[key] = value
-    everything = list(_held(engine))
+    take = _as_it_is if parts else part_of
+    everything = [held for held in _held(engine) if not parts or f"{WEIGHT}/{held[0]}" in tensors]
     for name, parameter, held in everything:
         own = states.get(name, {})
-        states[name] = {key: part_of(value, parameter) if value.dim() else value for key, value in own.items()}
+        states[name] = {key: take(value, parameter) if value.dim() else value for key, value in own.items()}
         held.prepare(parameter, states[name])
     with torch.no_grad():
         for name, parameter, held in everything:
-            weight = part_of(tensors[f"{WEIGHT}/{name}"], parameter)
+            weight = take(tensors[f"{WEIGHT}/{name}"], parameter)
             held.set(parameter, weight.to(parameter.device), states[name])
 
 
@@ -241,6 +265,10 @@ def _spread(engine: Any) -> set[str]:
     """Names of the weights of a head that stages share."""
     own = {id(weight) for name, weight in engine.module.named_parameters() if name.partition(".")[0] == SPREAD_HEAD}
     return {name for name, weight in parameters_by_name(engine).items() if id(weight) in own}
+
+
+def _as_it_is(part: Tensor, parameter: Tensor) -> Tensor:
+    return part
 
 
 def _copied(value: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ run on both stages would make the copies drift apart.
 
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,8 +28,11 @@ from recparallel.engines.bindings import Bindings
 from recparallel.errors import HookError
 
 
-def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings) -> None:
+def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings, *, by_layer: bool = False) -> None:
     """Let ``hook`` average the gradients of ``engine`` until the bindings are removed.
+
+    Args:
+        by_layer: no bucket holds more than one layer of a pipeline, so that what a codec leaves out does not depend on the cut.
 
     Raises:
         HookError: the engine reduces gradients in a way that a hook cannot take over.
@@ -36,9 +40,9 @@ def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings) -> None
     names = {id(p): name for name, p in engine.module.named_parameters()}
     ties = _ties(engine)
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
-        _ZeroOneExchange(engine.optimizer, hook, names, ties).bind(bindings)
+        _ZeroOneExchange(engine.optimizer, hook, names, ties, by_layer=by_layer).bind(bindings)
     else:
-        _DenseExchange(engine, hook, names, ties).bind(bindings)
+        _DenseExchange(engine, hook, names, ties, by_layer=by_layer).bind(bindings)
 
 
 class _Tie:
@@ -77,8 +81,10 @@ class _DenseExchange:
     """ZeRO-0 and BF16_Optimizer: the same buckets as ``DeepSpeedEngine.allreduce_no_retain`` makes, tied copies left
     out."""
 
-    def __init__(self, engine: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie]) -> None:
-        self.engine, self.hook, self.names, self.ties = engine, hook, names, ties
+    def __init__(
+        self, engine: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie], *, by_layer: bool
+    ) -> None:
+        self.engine, self.hook, self.names, self.ties, self.by_layer = engine, hook, names, ties, by_layer
 
     def bind(self, bindings: Bindings) -> None:
         bindings.bind(self.engine, "_reduce_non_expert_gradients", self.reduce)
@@ -90,7 +96,12 @@ class _DenseExchange:
             if bucket:
                 engine.sparse_allreduce_no_retain(bucket, dp_group=group, dp_world_size=dist.get_world_size(group))
         gradients = {p: g for p, g in _dense_gradients(engine) if not _exchanged_elsewhere(p, self.ties)}
-        buckets = [bucket for params in _by_dtype(gradients) for bucket in _by_size(params, elements_per_buffer)]
+        buckets = [
+            bucket
+            for params in _by_dtype(gradients)
+            for layer in (_by_layer(params, self.names) if self.by_layer else [params])
+            for bucket in _by_size(layer, elements_per_buffer)
+        ]
         for index, params in enumerate(buckets):
             flat = torch.cat([gradients[p].reshape(-1) for p in params]).to(engine.communication_data_type)
             averaged = _run(self.hook, flat, params, self.names, index=index, last=index == len(buckets) - 1)
@@ -104,7 +115,9 @@ class _DenseExchange:
 class _ZeroOneExchange:
     """ZeRO-1: a bucket is a flat tensor that the optimizer filled; the average is written back into it."""
 
-    def __init__(self, optimizer: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie]) -> None:
+    def __init__(
+        self, optimizer: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie], *, by_layer: bool
+    ) -> None:
         if optimizer.overlap_comm or not optimizer.contiguous_gradients:
             raise HookError(
                 "a gradient hook with ZeRO-1 needs zero_optimization.overlap_comm: false and contiguous_gradients: true, got "
@@ -118,7 +131,7 @@ class _ZeroOneExchange:
             raise HookError(
                 f"a gradient hook with ZeRO-1 supports one tied weight, this model ties {len(ties)}; use ZeRO-0"
             )
-        self.optimizer, self.hook, self.names, self.ties = optimizer, hook, names, ties
+        self.optimizer, self.hook, self.names, self.ties, self.by_layer = optimizer, hook, names, ties, by_layer
         self.index = self.seen = self.expected = 0
 
     def bind(self, bindings: Bindings) -> None:
@@ -143,16 +156,14 @@ class _ZeroOneExchange:
     def reduce(self, tensor: Tensor, communication_data_type: torch.dtype) -> Tensor:
         params = self._params_of_bucket(communication_data_type)
         parts = tensor.split([p.numel() for p in params])
-        own = [(p, part) for p, part in zip(params, parts) if not _exchanged_elsewhere(p, self.ties)]
-        if own:
+        part_of = {p: part for p, part in zip(params, parts) if not _exchanged_elsewhere(p, self.ties)}
+        for own in _by_layer(list(part_of), self.names) if self.by_layer else [list(part_of)] if part_of else []:
             self.seen += len(own)
-            flat = torch.cat([part for _, part in own]).to(communication_data_type)
-            averaged = _run(
-                self.hook, flat, [p for p, _ in own], self.names, index=self.index, last=self.seen == self.expected
-            )
+            flat = torch.cat([part_of[p] for p in own]).to(communication_data_type)
+            averaged = _run(self.hook, flat, own, self.names, index=self.index, last=self.seen == self.expected)
             self.index += 1
-            for (_, part), result in zip(own, averaged.split([part.numel() for _, part in own])):
-                part.copy_(result)
+            for p, result in zip(own, averaged.split([p.numel() for p in own])):
+                part_of[p].copy_(result)
         for p, part in zip(params, parts):
             if id(p) in self.ties:
                 self.ties[id(p)].hand_over(part)
@@ -201,6 +212,11 @@ def _dense_gradients(engine: Any) -> list[tuple[Tensor, Tensor]]:
 def _by_dtype(gradients: dict[Tensor, Tensor]) -> Iterator[list[Tensor]]:
     for dtype in dict.fromkeys(g.dtype for g in gradients.values()):
         yield [p for p, g in gradients.items() if g.dtype == dtype]
+
+
+def _by_layer(params: list[Tensor], names: dict[int, str]) -> list[list[Tensor]]:
+    """Neighbours of one layer of a pipeline: what a parameter is called begins with the layer's number, or with its tie."""
+    return [list(own) for _, own in groupby(params, key=lambda p: names[id(p)].partition(".")[0])]
 
 
 def _by_size(params: list[Tensor], elements_per_buffer: int) -> Iterator[list[Tensor]]:

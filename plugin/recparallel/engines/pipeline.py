@@ -92,7 +92,7 @@ class RecommenderPipeline(PipelineModule):
         self.schedule = schedule
         if fixed is None and partition.measured and num_stages == 1:
             fixed = Partition(bounds=(0, len(recommender.layers)), method=partition.method)  # nothing to cut or measure
-        if fixed is None and partition.measured:
+        if partition.measured and (fixed is None or (partition.adaptive and num_stages > 1)):
             self.profile = obtain_profile(
                 timed,
                 partition,
@@ -106,7 +106,7 @@ class RecommenderPipeline(PipelineModule):
                 optimizer_shares=optimizer_shares,
                 sums=sums,
             )
-            fixed = self._solve(partition.method, num_stages)
+            fixed = fixed or self._solve(partition.method, num_stages)
         self._chosen = fixed
         self.partition: Partition
         super().__init__(

@@ -20,6 +20,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "deepspeed.runtime.pipe.module:PipelineModule._count_layer_params": ("self",),
     "deepspeed.runtime.pipe.module:PipelineModule._set_bounds": ("self", "start", "stop"),
     "deepspeed.runtime.pipe.module:PipelineModule._synchronize_tied_weights": ("self",),
+    "deepspeed.runtime.pipe.module:PipelineModule._precompute_checkpointable_values": ("self",),
     "deepspeed.runtime.pipe.module:PipelineModule._recursive_getattr": ("module", "attr_name"),
     # the training step and its instructions
     "deepspeed.runtime.pipe.engine:PipelineEngine.train_batch": ("self", "data_iter"),
@@ -44,6 +45,11 @@ SEAMS: dict[str, tuple[str, ...]] = {
     # state of the optimizers
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer._lazy_init_hp_params_optimizer_state": ("self",),
     "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state": ("self",),
+    # optimizers around other parameters
+    "deepspeed.runtime.engine:DeepSpeedEngine._configure_optimizer": ("self", "client_optimizer", "model_parameters"),
+    "deepspeed.runtime.engine:DeepSpeedEngine._backward_post_hook": ("self",),
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.destroy": ("self",),
+    "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.destroy": ("self",),
     # gradients
     "deepspeed.runtime.pipe.module:PipelineModule.get_tied_weights_and_groups": ("self",),
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.get_grads_for_norm": ("self", "for_clipping"),

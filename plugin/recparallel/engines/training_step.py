@@ -33,7 +33,7 @@ PHASES = {
 }
 
 
-def bind_training_step(engine: Any, bindings: Bindings, *, wire: str = "same") -> None:
+def bind_training_step(engine: Any, bindings: Bindings) -> None:
     """Wrap ``train_batch`` of a pipeline engine.
 
     Before the schedule runs, the step's micro-batches are taken from the iterator, so that
@@ -41,9 +41,6 @@ def bind_training_step(engine: Any, bindings: Bindings, *, wire: str = "same") -
     * the number of targets in the global batch is known and the loss is their mean (``models/losses/base.py``);
     * ``module.micro_offset`` is the number of this replica's first micro-batch in the whole job, which makes
       per-layer seeds independent of how a global batch is divided.
-
-    Args:
-        wire: name of what tensors are that cross boundaries, for the bytes that events tell.
     """
     original: Callable[..., torch.Tensor] = engine.train_batch
 
@@ -69,6 +66,14 @@ def bind_training_step(engine: Any, bindings: Bindings, *, wire: str = "same") -
         return loss
 
     bindings.bind(engine, "train_batch", train_batch)
+
+
+def bind_measured_instructions(engine: Any, bindings: Bindings, *, wire: str = "same") -> None:
+    """Tell what each instruction of a pipeline engine takes, in events; those that are bound later are not measured.
+
+    Args:
+        wire: name of what tensors are that cross boundaries, for the bytes that events tell.
+    """
     measured = {kind: _measured(PHASES[kind], run, wire) for kind, run in engine._INSTRUCTION_MAP.items()}
     bindings.bind(engine, "_INSTRUCTION_MAP", measured)
 

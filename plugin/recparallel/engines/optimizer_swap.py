@@ -1,0 +1,50 @@
+"""An engine's optimizer around other parameters.
+
+A plain optimizer has its list of parameters changed and keeps the state of those that stay. DeepSpeed's for ZeRO-1 and bf16 hold
+all weights of a stage in flat tensors: these are made anew, around the same torch optimizer, so that learning rates, what a
+scheduler holds of it, and the counters stay.
+"""
+
+from typing import Any
+
+from deepspeed.runtime.torch_autocast import init_autocast_params
+
+
+def is_changed_in_place(engine: Any) -> bool:
+    """The engine's optimizer is a plain one; else it is wrapped, and knows nothing of its parameters after a swap."""
+    return engine.optimizer is engine.basic_optimizer
+
+
+def let_it_train(engine: Any) -> None:
+    """Let the optimizer train what parameters the engine's module has now."""
+    engine.param_names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    if engine.torch_autocast_enabled():
+        init_autocast_params(
+            engine, engine.torch_autocast_dtype(), engine.torch_autocast_lower_precision_safe_modules()
+        )
+    basic = engine.basic_optimizer
+    if is_changed_in_place(engine):
+        basic.param_groups[0]["params"] = trained
+        return
+    former = engine.optimizer
+    former.destroy()
+    basic.param_groups[0]["params"] = trained
+    basic.state.clear()
+    for parameter in trained:
+        parameter.grad = None
+    engine._configure_optimizer(basic, trained)
+    if engine._support_torch_style_backward:
+        engine.optimizer.register_grad_acc_post_hook(engine._backward_post_hook)
+    if engine.fp16_enabled():
+        engine.optimizer.loss_scaler = former.loss_scaler
+    if getattr(engine.lr_scheduler, "optimizer", None) is former:
+        engine.lr_scheduler.optimizer = engine.optimizer
+
+
+def forget_others(engine: Any) -> None:
+    """Drop the state of parameters that the optimizer does not train any more."""
+    if is_changed_in_place(engine):
+        state, trained = engine.optimizer.state, set(engine.optimizer.param_groups[0]["params"])
+        for parameter in [parameter for parameter in state if parameter not in trained]:
+            del state[parameter]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "train_rec.py"
 
 
-def command(processes: int, *arguments: str) -> list[str]:
+def command(processes: int, *arguments: str, program: Path = RECIPE) -> list[str]:
     """The launch as a command line, on a port of its own."""
     launcher = Path(sys.executable).parent / "deepspeed"
     with socket.socket() as probe:
@@ -21,7 +21,7 @@ def command(processes: int, *arguments: str) -> list[str]:
     return [
         str(launcher),
         *("--num_accelerators", str(processes), "--master_port", str(port)),
-        *(str(RECIPE), *arguments),
+        *(str(program), *arguments),
     ]
 
 

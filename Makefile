@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/python -m benchmarks selfcheck
 	$(BIN)/python -m benchmarks stock --json docs/results/stock.json
 	$(BIN)/python -m benchmarks partition --json docs/results/partition.json
+	$(BIN)/python -m benchmarks rebalance --json docs/results/rebalance.json
 	$(BIN)/python -m benchmarks tensor --json docs/results/tensor.json
 
 check: install

@@ -25,6 +25,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             "partition", "benchmarks.partition", "cuts by measured cost against DeepSpeed's own, and what was predicted"
         ),
         Benchmark(
+            "rebalance", "benchmarks.rebalance", "a node that slows down in mid-run: layers move, or stock is restarted"
+        ),
+        Benchmark(
             "tensor",
             "benchmarks.tensor",
             "tensor × pipeline × data, and a head spread over the pipeline, against stock",

@@ -202,6 +202,8 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         losses = LossFile(output_dir / "losses.jsonl", resume=train_args.resume) if RANK == 0 else None
         if losses is not None:
             stack.enter_context(events.subscribe(losses))
+        if RANK == 0:
+            stack.enter_context(events.subscribe(tell_moves))
         summary = StepSummary()
         stack.enter_context(events.subscribe(summary))
         checkpointer = Checkpointer(engine, checkpoints)
@@ -355,6 +357,12 @@ def evaluate(engine: Any, split: Split, which: str, max_length: int) -> dict[str
 
     rows = split.evaluation(which, max_length)  # type: ignore[arg-type]
     return summarize(rank_targets(engine, rows, max_length=max_length, progress=progress), ks=(10,))
+
+
+def tell_moves(event: events.Event) -> None:
+    """A line above the progress bar for layers that moved, and for what came of it."""
+    if isinstance(event, (events.Move, events.MoveOutcome)):
+        tqdm.write(str(event))
 
 
 class LossFile:

@@ -3,6 +3,7 @@
 Nothing of recparallel's engine is attached: no clipping, seeding or loss corrections.
 """
 
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -71,6 +72,14 @@ class Pipeline:
         self._loss.targets_per_micro_batch = num_targets(spec, number) / (len(micro) * replicas)
         loss = self._engine.train_batch(iter(micro))
         return StepResult(loss, extra=self._timer.take())
+
+    def save(self, folder: Path) -> None:
+        """A checkpoint, as DeepSpeed writes it."""
+        self._engine.save_checkpoint(str(folder))
+
+    def load(self, folder: Path) -> None:
+        """Go on from it."""
+        self._engine.load_checkpoint(str(folder))
 
     def close(self) -> None:
         """Drop hooks and groups."""

@@ -71,13 +71,14 @@ class Ours:
             "attention": "fastest",
             "partition": {"method": method, "cache": False},
         }
-        self._predicts = num_stages > 1 and tensor == 1 and not spread_head
+        self._predicts = num_stages > 1 and tensor == 1 and not spread_head and method != "adaptive"
         start = time.perf_counter()
         self._engine, *_ = recparallel.initialize(
             model=recommender, config=config, sample=_sample(job, replicas=replicas)
         )
         started = time.perf_counter() - start
-        self._timer = StageTimer(self._engine)
+        # Instructions of an engine that moves layers are bound anew with every move; its events tell what they take.
+        self._timer = StageTimer(self._engine) if method != "adaptive" else None
         self._told = (self._predictions() if self._predicts else self._place()) | {"start_seconds": started}
 
     def step(self, number: int) -> StepResult:
@@ -92,7 +93,7 @@ class Ours:
         )
         assert num_targets(self._job.spec, number) > 0
         loss = self._engine.train_batch(iter(micro))
-        took = self._timer.take()
+        took = {} if self._timer is None else self._timer.take()
         if not self._predicts:  # scores and exchanges inside a layer are not among the instructions that are timed
             return StepResult(loss, extra=self._told)
         error = self._told["predicted_stage_seconds"] / took["stage_seconds"] - 1

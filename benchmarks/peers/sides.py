@@ -95,7 +95,7 @@ ALONE = {
 BASE = "ds dp"
 
 
-def _hybrid(name: str, *, stages: int, tensor: int = 1, **more: bool) -> Side:
+def _hybrid(name: str, *, stages: int, tensor: int = 1, **more: Any) -> Side:
     options = {"method": "simulated_any_order", "stages": stages, "tensor": tensor, **more}
     kind = PIPELINE if stages != 1 else TENSOR if tensor == 4 else REPLICATED
     return Side(
@@ -115,6 +115,7 @@ _OURS = {
     side.name: side
     for side in (
         _hybrid("recparallel", stages=0),
+        _hybrid("recparallel adaptive", stages=0, method="adaptive"),
         _hybrid("recparallel spread", stages=0, spread_head=True),
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),

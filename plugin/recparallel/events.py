@@ -92,6 +92,14 @@ class Move:
     takes_back: bool = False
     error: str = ""
 
+    def __str__(self) -> str:
+        before, after = ("/".join(str(b - a) for a, b in zip(cut, cut[1:])) for cut in (self.before, self.after))
+        what = f"step {self.step}: {self.reason}; layers by stage {before} -> {after}"
+        if self.error:
+            return f"{what} failed, nothing has changed: {self.error}"
+        promise = "taken back" if self.takes_back else f"steps should be {self.gain:.0%} shorter"
+        return f"{what} in {self.seconds:.2f} s (predicted {self.predicted_seconds:.2f} s), {promise}"
+
 
 @dataclass(frozen=True)
 class MoveOutcome:
@@ -100,6 +108,9 @@ class MoveOutcome:
     step: int
     paid: bool
     share_saved: float
+
+    def __str__(self) -> str:
+        return f"step {self.step}: since the last move steps are {abs(self.share_saved):.0%} {'shorter' if self.paid else 'longer'}"
 
 
 Event = Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome

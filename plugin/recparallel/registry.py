@@ -13,7 +13,7 @@ from typing import Any
 from recparallel.errors import UnknownNameError
 
 PARTITIONERS = {
-    "adaptive": "recparallel.partitioning.even_cut:minimize_step_any_order_evenly",
+    "adaptive": "recparallel.partitioning.adaptive:cut_at_the_start",
     "profile": "recparallel.partitioning.bottleneck:minimize_bottleneck",
     "profile_any_order": "recparallel.partitioning.device_order:minimize_bottleneck_any_order",
     "simulated": "recparallel.partitioning.even_cut:minimize_step_evenly",

@@ -1,4 +1,4 @@
-"""Live rebalancing in a training: a rank that becomes slow hands layers on, gets them back, and losses stay those of one process."""
+"""Live rebalancing in a training: a rank that becomes slow hands layers on and gets them back; losses stay those of one process."""
 
 import time
 from dataclasses import replace
@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from training import Run, make_engine, reference, train
 
-LAYERS = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 EAGER = {"rebalance": {"every": 2, "horizon": 10**6, "min_gain": 0.05, "tolerance": 0.3}}
 RUN = Run(partition="adaptive", partition_options=EAGER, tied=False, clip=0.5)
 
@@ -15,13 +14,11 @@ class Pace:
     """Makes every layer's forward take some milliseconds, and those of one rank longer from a step on."""
 
     def __init__(self, monkeypatch):
-        from recparallel.models.layer import Layer
         from recparallel.models.layers import DecoderBlock, NextItemHead, TrunkPart
 
         self.milliseconds = 5.0
         for kind in (DecoderBlock, TrunkPart, NextItemHead):
             monkeypatch.setattr(kind, "forward", self._slowed(kind.forward))
-        assert Layer
 
     def _slowed(self, forward):
         def slow(module, *args, **kwargs):
@@ -65,7 +62,7 @@ def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools, zero):
         assert losses == pytest.approx(reference(run), rel=1e-5)
         moves = [event for event in seen if isinstance(event, Move)]
         away = [move for move in moves if 12 < move.step <= 28]
-        back = [move for move in moves if 28 < move.step]
+        back = [move for move in moves if move.step > 28]
         assert len(away) == len(back) == 1, moves
         assert away[0].after[1] > away[0].before[1]  # the first stage has more layers now
         assert back[0].after[1] < back[0].before[1]

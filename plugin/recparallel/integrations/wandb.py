@@ -9,7 +9,7 @@ from typing import Any
 
 import wandb
 
-from recparallel.events import Event, StepDone
+from recparallel.events import Event, Move, MoveOutcome, StepDone
 
 
 class WandbTracker:
@@ -32,10 +32,16 @@ class WandbTracker:
         )
 
     def __call__(self, event: Event) -> None:
-        """An event subscriber: loss and speed of each step."""
+        """An event subscriber: loss and speed of each step; layers that moved, what it cost, and what came of it."""
         if isinstance(event, StepDone):
             speed = event.num_sequences / event.seconds
             self.run.log({"loss": event.loss, "sequences_per_s": speed}, step=event.step)
+        elif isinstance(event, Move):
+            sizes = {f"layers/stage_{s}": b - a for s, (a, b) in enumerate(zip(event.after, event.after[1:]))}
+            moved = {} if event.error else {"move/seconds": event.seconds, "move/predicted_gain": event.gain, **sizes}
+            self.run.log({**moved, "move/note": str(event)}, step=event.step)
+        elif isinstance(event, MoveOutcome):
+            self.run.log({"move/share_saved": event.share_saved}, step=event.step)
 
     def log(self, values: dict[str, float], *, step: int) -> None:
         """Metrics that are not events, such as an evaluation's."""

@@ -19,11 +19,17 @@ from dataclasses import dataclass, replace
 
 from recparallel.errors import PartitionError
 from recparallel.partitioning.costs import Costs
-from recparallel.partitioning.even_cut import minimize_step_evenly
+from recparallel.partitioning.even_cut import minimize_step_any_order_evenly, minimize_step_evenly
 from recparallel.partitioning.step_costs import predict_step
 from recparallel.plan import Device, Partition, Profile
 
 Speeds = tuple[float, ...]
+
+
+def cut_at_the_start(profile: Profile, stages: int) -> Partition:
+    """What an adaptive pipeline begins with: :func:`~recparallel.partitioning.even_cut.minimize_step_any_order_evenly`. Where its
+    stages run stays; how many layers they have changes."""
+    return minimize_step_any_order_evenly(profile, stages).model_copy(update={"method": "adaptive"})
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ class Pipeline:
         self._engine.save_checkpoint(str(folder))
 
     def load(self, folder: Path) -> None:
-        """Go on from it."""
-        self._engine.load_checkpoint(str(folder))
+        """Go on from it; in bf16 without the optimizer's state, which DeepSpeed 0.19 cannot load without ZeRO (``KeyError: 0``)."""
+        self._engine.load_checkpoint(str(folder), load_optimizer_states=self._job.setting.precision == "fp32")
 
     def close(self) -> None:
         """Drop hooks and groups."""

@@ -5,6 +5,9 @@ all weights of a stage in flat tensors: these are made anew, around the same tor
 scheduler holds of it, and the counters stay.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from deepspeed.runtime.torch_autocast import init_autocast_params
@@ -33,13 +36,25 @@ def let_it_train(engine: Any) -> None:
     basic.state.clear()
     for parameter in trained:
         parameter.grad = None
-    engine._configure_optimizer(basic, trained)
+    with _little_garbage():
+        engine._configure_optimizer(basic, trained)
     if engine._support_torch_style_backward:
         engine.optimizer.register_grad_acc_post_hook(engine._backward_post_hook)
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler = former.loss_scaler
     if getattr(engine.lr_scheduler, "optimizer", None) is former:
         engine.lr_scheduler.optimizer = engine.optimizer
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Let a garbage collection look at new objects alone. DeepSpeed's optimizers call for several while they are made, which take
+    seconds among the objects of a training, on rank 0, and the other ranks wait."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def forget_others(engine: Any) -> None:

@@ -14,6 +14,7 @@ CLUSTERS: dict[str, ClusterSpec] = {
             name="mixed", nodes=4, cpu=0.5, link_mbit=200, overrides={2: Override(cpu=0.25), 3: Override(link_mbit=50)}
         ),
         ClusterSpec(name="fast", nodes=4, cpu=0.5),
+        ClusterSpec(name="narrow", nodes=4, cpu=0.5, link_mbit=50),
         ClusterSpec(name="eight", nodes=8, cpu=0.25, link_mbit=200),
     )
 }

@@ -28,6 +28,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             "rebalance", "benchmarks.rebalance", "a node that slows down in mid-run: layers move, or stock is restarted"
         ),
         Benchmark(
+            "transfers", "benchmarks.transfers", "transfers beside the computation against blocking ones, and in bf16"
+        ),
+        Benchmark(
             "tensor",
             "benchmarks.tensor",
             "tensor × pipeline × data, and a head spread over the pipeline, against stock",

@@ -47,7 +47,7 @@ def plan_alone(sides: Sequence[Side], workload: Workload, choices: Choices) -> l
 def plan_precisions(sides: Sequence[Side], workload: Workload, spec: ClusterSpec, choices: Choices) -> list[Planned]:
     """Step 2, what is missing of it; needs step 1."""
     conditions = conditions_of(spec)
-    wanted = [(side, first_setting(side, p, workload, spec, choices)) for side in sides for p in PRECISIONS]
+    wanted = [(side, first_setting(side, p, workload, spec, choices)) for side in sides for p in side.precisions]
     return [(s, at) for s, at in wanted if not choices.has(workload.name, conditions, s.name, at)]
 
 
@@ -56,7 +56,7 @@ def plan_micro_batches(sides: Sequence[Side], workload: Workload, spec: ClusterS
     conditions = conditions_of(spec)
     wanted = []
     for side in sides:
-        tried = [first_setting(side, p, workload, spec, choices) for p in PRECISIONS]
+        tried = [first_setting(side, p, workload, spec, choices) for p in side.precisions]
         ran = [t for t in choices.trials(workload.name, conditions, side.name) if t.seconds and t.setting in tried]
         if side.kind != REPLICATED and ran:
             precision = min(ran, key=lambda trial: trial.seconds or 0.0).precision
@@ -75,9 +75,9 @@ def first_setting(side: Side, precision: str, workload: Workload, spec: ClusterS
 
 
 def chosen_setting(side: Side, workload: Workload, spec: ClusterSpec, choices: Choices) -> Setting:
-    """The best setting tried; without any, bf16 at the first one."""
+    """The best setting tried; without any, the side's last precision at the first one."""
     best = choices.best(workload.name, conditions_of(spec), side.name)
-    return best.setting if best else first_setting(side, "bf16", workload, spec, choices)
+    return best.setting if best else first_setting(side, side.precisions[-1], workload, spec, choices)
 
 
 def tune(

@@ -44,6 +44,8 @@ class Ours:
         tensor: ranks that share every layer of a stage.
         sequence_parallel: they share positions too.
         spread_head: stages share the head.
+        schedule: of the pipeline.
+        wire: what tensors are while they cross.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Ours:
         tensor: int = 1,
         sequence_parallel: bool = False,
         spread_head: bool = False,
+        schedule: str = "eager_1f1b",
+        wire: str = "same",
     ) -> None:
         join()
         self._job = job
@@ -68,6 +72,8 @@ class Ours:
             "tensor": tensor,
             "sequence_parallel": sequence_parallel,
             "spread_head": spread_head,
+            "schedule": schedule,
+            "wire_format": wire,
             "attention": "fastest",
             "partition": {"method": method, "cache": False},
         }

@@ -38,6 +38,7 @@ class Side:
         kernels: of softmax and attention: ``stock``, ``ours``, or ``engine`` where ours chooses them itself
             (:mod:`benchmarks.peers.kernels`).
         workloads: those it is for; empty means all.
+        precisions: that a probe tries.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Side:
     measures: bool = False
     kernels: str = "stock"
     workloads: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("fp32", "bf16")
 
     def build(self, job: Job, recommender: "Recommender") -> Trainer:
         """The side on this rank."""
@@ -95,7 +97,9 @@ ALONE = {
 BASE = "ds dp"
 
 
-def _hybrid(name: str, *, stages: int, tensor: int = 1, **more: Any) -> Side:
+def _hybrid(
+    name: str, *, stages: int, tensor: int = 1, precisions: tuple[str, ...] = ("fp32", "bf16"), **more: Any
+) -> Side:
     options = {"method": "simulated_any_order", "stages": stages, "tensor": tensor, **more}
     kind = PIPELINE if stages != 1 else TENSOR if tensor == 4 else REPLICATED
     return Side(
@@ -108,6 +112,7 @@ def _hybrid(name: str, *, stages: int, tensor: int = 1, **more: Any) -> Side:
         tensor=tensor,
         measures=stages != 1,
         kernels="engine",
+        precisions=precisions,
     )
 
 
@@ -116,6 +121,9 @@ _OURS = {
     for side in (
         _hybrid("recparallel", stages=0),
         _hybrid("recparallel adaptive", stages=0, method="adaptive"),
+        _hybrid("recparallel fp32, 1f1b", stages=0, schedule="1f1b", precisions=("fp32",)),
+        _hybrid("recparallel fp32", stages=0, precisions=("fp32",)),
+        _hybrid("recparallel fp32, bf16 on the wire", stages=0, wire="bf16", precisions=("fp32",)),
         _hybrid("recparallel spread", stages=0, spread_head=True),
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),

@@ -21,6 +21,7 @@ DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
 """Partition methods that DeepSpeed implements itself; they are handed to it unchanged."""
 
 AttentionChoice: TypeAlias = Literal["model", "fastest", "sdpa", "eager"]
+Lengths: TypeAlias = Literal["fixed", "dynamic"]
 WireFormatName: TypeAlias = Literal["same", "bf16", "fp16"]
 
 
@@ -133,6 +134,7 @@ class RecParallelConfig(_Section):
             is DeepSpeed's own.
         wire_format: what activations and their gradients are while they cross from one stage to the next: the ``same``, or rounded
             to ``bf16`` or ``fp16``, where the model is in fp32; halves the bytes, and changes losses a little.
+        lengths: of micro-batches: ``fixed`` is ``max_length``; with ``dynamic`` each is as long as its longest history.
         attention: how blocks compute it: ``model`` as the model's config says, ``fastest`` as is the fastest on these ranks,
             measured at the start, or one of transformers' ways by name.
         partition: how layers are cut into stages.
@@ -146,6 +148,7 @@ class RecParallelConfig(_Section):
     seed: int = Field(default=1234, ge=0, strict=True)
     schedule: PipelineScheduleName = DEFAULT_SCHEDULE
     wire_format: WireFormatName = "same"
+    lengths: Lengths = "fixed"
     attention: AttentionChoice = "model"
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None

@@ -37,6 +37,7 @@ def check_together(
     _check_batch_sizes(deepspeed_config, replicas=config.replicas(world_size))
     check_pipeline(deepspeed_config, config)
     check_wire_format(deepspeed_config, config)
+    check_lengths(config)
     check_tensor(deepspeed_config, config)
     check_spread_head(deepspeed_config, config)
     check_compression(deepspeed_config, config)
@@ -132,6 +133,19 @@ def check_wire_format(deepspeed_config: dict[str, Any], config: RecParallelConfi
     if precision(deepspeed_config) != "float32":
         raise ConfigError(
             f"{where} with weights in {precision(deepspeed_config)}: tensors are of half precision already; remove it"
+        )
+
+
+def check_lengths(config: RecParallelConfig) -> None:
+    """Refuse dynamic lengths under a schedule that does not know them ahead.
+
+    Raises:
+        ConfigError: which setting, and what runs.
+    """
+    if config.lengths == "dynamic" and config.stages > 1 and config.schedule != "eager_1f1b":
+        raise ConfigError(
+            f"{SECTION}.lengths is 'dynamic' with {SECTION}.schedule {config.schedule!r}: its buffers have one shape; it runs with "
+            "'eager_1f1b'"
         )
 
 

@@ -67,6 +67,26 @@ def test_the_loader_gives_the_samplers_rows_collated(windows, micro_batch, max_l
             assert torch.equal(labels_BL, naive)
 
 
+@settings(deadline=None)
+@given(
+    windows=st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=12), min_size=1, max_size=12),
+    micro_batch=st.integers(1, 3),
+    multiple=st.integers(1, 5),
+)
+def test_a_dynamic_batch_is_as_long_as_its_longest_window(windows, micro_batch, multiple):
+    def loader(**options):
+        sampler = make_sampler(len(windows), micro_batch=micro_batch)
+        return WindowLoader(make_dataset(windows), sampler, max_length=11, **options)
+
+    for fixed, dynamic in zip(loader(), loader(dynamic=True, multiple=multiple), strict=True):
+        for (inputs_BL, labels_BL), (short_BL, short_labels_BL) in zip(fixed, dynamic, strict=True):
+            longest = int((labels_BL != -100).sum(1).max())
+            positions = short_BL.shape[1]
+            assert positions == min(11, max(multiple, -(-longest // multiple) * multiple))
+            assert torch.equal(short_BL, inputs_BL[:, :positions])
+            assert torch.equal(short_labels_BL, labels_BL[:, :positions])
+
+
 def test_the_loader_goes_on_where_its_sampler_is():
     dataset = make_dataset([[i, i + 1] for i in range(1, 10)])
     loader = WindowLoader(dataset, make_sampler(9), max_length=1)

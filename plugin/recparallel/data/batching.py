@@ -1,4 +1,4 @@
-"""From rows to tensors, padded on the right to one fixed length: every micro-batch has the same shape.
+"""From rows to tensors, padded on the right: to one fixed length, or each micro-batch to that of its longest window.
 
 Shapes: ``B`` rows of the batch, ``L`` = ``max_length`` positions, ``S`` seen pairs.
 """
@@ -48,12 +48,22 @@ class WindowLoader:
         dataset: what :meth:`~recparallel.data.splits.Split.train_windows` returns; copied into flat arrays once.
         sampler: says which rows; its state is the loader's.
         max_length: positions of a batch, at least the ``max_length`` that the windows were cut for.
+        dynamic: a micro-batch has as many positions as its longest window, rounded up to a multiple of ``multiple``.
+        multiple: see there.
 
     Raises:
         DataError: the sampler was made for another number of rows, or a window is longer than ``max_length + 1``.
     """
 
-    def __init__(self, dataset: datasets.Dataset, sampler: GlobalBatchSampler, *, max_length: int) -> None:
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        sampler: GlobalBatchSampler,
+        *,
+        max_length: int,
+        dynamic: bool = False,
+        multiple: int = 8,
+    ) -> None:
         if len(dataset) != sampler.num_rows:
             raise DataError(f"the sampler was made for {sampler.num_rows} rows, but the dataset has {len(dataset)}")
         column = dataset.to_polars()["items"]
@@ -61,6 +71,7 @@ class WindowLoader:
             column.explode().to_numpy().astype(np.int64), _offsets(column.list.len().to_numpy()), max_length=max_length
         )
         self.sampler = sampler
+        self._multiple = multiple if dynamic else None
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
@@ -68,7 +79,7 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         for micro_batches in self.sampler:
-            yield [self._windows.batch(index) for index in micro_batches]
+            yield [self._windows.batch(index, multiple=self._multiple) for index in micro_batches]
 
 
 class _Windows:
@@ -94,10 +105,17 @@ class _Windows:
         items = np.fromiter(chain.from_iterable(rows), dtype=np.int64)
         return cls(items, _offsets(np.array([len(row) for row in rows], dtype=np.int64)), max_length=max_length)
 
-    def batch(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """``inputs_BL`` and ``labels_BL`` of the windows ``index``; -1, the tables' last entry, is a row of nothing."""
-        at_BL = self._starts[index][:, None] + self._positions
-        real_BL = self._positions < self._num_transitions[index][:, None]
+    def batch(self, index: NDArray[np.int64], *, multiple: int | None = None) -> tuple[Tensor, Tensor]:
+        """``inputs_BL`` and ``labels_BL`` of the windows ``index``; -1, the tables' last entry, is a row of nothing.
+
+        Args:
+            multiple: L is the length of the longest, rounded up to a multiple of this; without it, ``max_length``.
+        """
+        positions = self._positions
+        if multiple is not None:
+            positions = positions[: max(multiple, -(-int(self._num_transitions[index].max()) // multiple) * multiple)]
+        at_BL = self._starts[index][:, None] + positions
+        real_BL = positions < self._num_transitions[index][:, None]
         inputs_BL = np.where(real_BL, self._items[at_BL], PADDING)
         labels_BL = np.where(real_BL, self._items[at_BL + 1], IGNORE)
         return torch.from_numpy(inputs_BL), torch.from_numpy(labels_BL)

@@ -1,7 +1,7 @@
 """Tensors on their way between two stages: sends that nobody waits for, receives that are posted ahead."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -65,34 +65,31 @@ class Inbox:
 
     Args:
         source: the rank.
-        count: tensors that will come.
         group: in which they are sent.
         wire: name of what they are on their way.
     """
 
-    def __init__(self, source: int, count: int, *, group: Any, wire: str = "same") -> None:
-        self._source, self._to_post, self._group, self._wire = source, count, group, wire
-        self._coming: deque[tuple[Any, torch.Tensor]] = deque()
-        self._like: torch.Tensor | None = None
+    def __init__(self, source: int, *, group: Any, wire: str = "same") -> None:
+        self._source, self._group, self._wire = source, group, wire
+        self._to_post: deque[torch.Size] | None = None
+        self._coming: deque[tuple[Any, torch.Tensor, torch.Size]] = deque()
 
-    def expect(self, like: torch.Tensor) -> None:
-        """From now on their shape is known; a second call does nothing."""
-        if self._like is None:
-            self._like = torch.empty_like(like, requires_grad=False, device="meta")
-            self._post(like.device)
+    def expect(self, shapes: Iterable[torch.Size], *, dtype: torch.dtype, device: torch.device) -> None:
+        """From now on it is known what will come; a second call does nothing."""
+        if self._to_post is None:
+            self._to_post, self._dtype, self._device = deque(shapes), dtype, device
+            self._post()
 
     def take(self) -> torch.Tensor:
         """The next one, in memory of its own."""
-        assert self._like is not None
-        work, tensor = self._coming.popleft()
-        self._post(tensor.device)
+        work, tensor, shape = self._coming.popleft()
+        self._post()
         work.wait()
-        return wire_format(self._wire, self._like.dtype).decode(tensor, self._like.shape, self._like.dtype)
+        return wire_format(self._wire, self._dtype).decode(tensor, shape, self._dtype)
 
-    def _post(self, device: torch.device) -> None:
-        assert self._like is not None
-        crossing = wire_format(self._wire, self._like.dtype)
+    def _post(self) -> None:
+        crossing = wire_format(self._wire, self._dtype)
         while self._to_post and len(self._coming) < POSTED_AHEAD:
-            tensor = torch.empty(crossing.numbers(self._like.shape), dtype=crossing.dtype, device=device)
-            self._coming.append((dist.irecv(tensor, self._source, group=self._group), tensor))
-            self._to_post -= 1
+            shape = self._to_post.popleft()
+            tensor = torch.empty(crossing.numbers(shape), dtype=crossing.dtype, device=self._device)
+            self._coming.append((dist.irecv(tensor, self._source, group=self._group), tensor, shape))

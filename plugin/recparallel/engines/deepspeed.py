@@ -5,6 +5,7 @@
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,9 @@ from recparallel.tensor_parallel import TensorRanks
 from recparallel.tensor_parallel.ranks import check_positions
 
 logger = logging.getLogger(__name__)
+
+_POSITIONS = 8
+"""Dynamic lengths are multiples of it: fewer different shapes."""
 
 
 class Handle:
@@ -142,7 +146,7 @@ def initialize(
         given = {"max_length": max_length, "sample": sample, "profile": profile, "partition": partition}
         if unused := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(unused)} apply to a Recommender, the model is a {type(model).__name__}")
-        own = ("tensor", "sequence_parallel", "spread_head", "attention")
+        own = ("tensor", "sequence_parallel", "spread_head", "attention", "lengths")
         if unused := [key for key in own if getattr(section, key) != RecParallelConfig.model_fields[key].default]:
             raise ConfigError(
                 f"recparallel.{', recparallel.'.join(unused)} apply to a Recommender, the model is a {type(model).__name__}"
@@ -201,7 +205,7 @@ def initialize(
     attach(engine, deepspeed_config)
     loader = None
     if training_data is not None and max_length is not None:
-        loader = _loader(engine, training_data, max_length, seed=section.seed)
+        loader = _loader(engine, training_data, max_length, section)
         engine.data_iterator = _endless(loader)  # on middle stages too: the loader's position is every rank's
     return engine, optimizer, loader, scheduler
 
@@ -258,7 +262,8 @@ def attach(
             _refuse_unsupported(engine, bound)
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
-                bind_eager_schedule(engine, bindings, wire=section.wire_format)
+                dynamic = section.lengths == "dynamic"
+                bind_eager_schedule(engine, bindings, wire=section.wire_format, dynamic=dynamic)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
         handle = Handle(engine, bound, section, bindings)
@@ -344,16 +349,19 @@ def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:
     )
 
 
-def _loader(engine: Any, training_data: Any, max_length: int, *, seed: int) -> WindowLoader:
+def _loader(engine: Any, training_data: Any, max_length: int, section: RecParallelConfig) -> WindowLoader:
     sampler = GlobalBatchSampler(
         len(training_data),
         micro_batch=engine.micro_batch_size,
         num_micro_batches=engine.micro_batches,
         num_replicas=engine.grid.data_parallel_size,
         replica=engine.grid.data_parallel_id,
-        seed=seed,
+        seed=section.seed,
     )
-    return WindowLoader(training_data, sampler, max_length=max_length)
+    multiple = math.lcm(_POSITIONS, section.tensor if section.sequence_parallel else 1)
+    return WindowLoader(
+        training_data, sampler, max_length=max_length, dynamic=section.lengths == "dynamic", multiple=multiple
+    )
 
 
 def _endless(loader: WindowLoader) -> Iterator[Any]:

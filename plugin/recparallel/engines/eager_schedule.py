@@ -5,17 +5,23 @@ instructions can be extended on the instance: training runs our schedule with in
 DeepSpeed's. Losses are the same to the last bit, since every stage adds up the same gradients in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
+import torch
 from deepspeed.runtime.pipe import schedule
 
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.boundary_shapes import BoundaryShapes, Rows
 from recparallel.engines.boundary_transfers import MOST_GRADIENTS, Inbox, Outbox, boundary_groups
+from recparallel.errors import ConfigError
 from recparallel.partitioning.schedules import COMPUTE, FORWARD, PIPELINE_SCHEDULES
 
 _EAGER = PIPELINE_SCHEDULES["eager_1f1b"]
+
+TRANSFERS = "recparallel_transfers"
+"""What an engine calls its transfers where these must be told the shapes of micro-batches."""
 
 
 class BeginTransfers(schedule.PipeInstruction):  # type: ignore[misc]
@@ -85,14 +91,17 @@ _TRANSFERS = {
 }
 
 
-def bind_eager_schedule(engine: Any, bindings: Bindings, *, wire: str = "same") -> None:
+def bind_eager_schedule(engine: Any, bindings: Bindings, *, wire: str = "same", dynamic: bool = False) -> None:
     """Let a pipeline engine train under the eager schedule. Collective: on NCCL it makes groups.
 
     Args:
-        engine: its layers hand a single floating-point tensor on, of one shape in all micro-batches of a step.
+        engine: its layers hand a single floating-point tensor on.
         wire: name of what activations and gradients are on their way (:mod:`recparallel.compression.wire`).
+        dynamic: micro-batches differ in rows and positions, and every stage has them.
     """
     transfers = _Transfers(engine, wire)
+    if dynamic:
+        bindings.bind(engine, TRANSFERS, transfers)
 
     def train_schedule() -> EagerSchedule:
         return EagerSchedule(micro_batches=engine.micro_batches, stages=engine.num_stages, stage_id=engine.stage_id)
@@ -114,6 +123,7 @@ class _Transfers:
 
     _activations: Inbox
     _gradients: Inbox
+    _incoming: BoundaryShapes
 
     def __init__(self, engine: Any, wire: str) -> None:
         self._engine, self._wire = engine, wire
@@ -123,16 +133,30 @@ class _Transfers:
         self._gradients_sent = Outbox(
             _rank_of(engine, left), group=self._group("back", left), most=MOST_GRADIENTS, wire=wire
         )
+        self._rows: list[Rows | None] | None = None
+
+    def tell(self, batches: Sequence[Any] | None) -> None:
+        """The micro-batches (inputs, labels) of the next step, whose inputs are (B, L), on every stage.
+
+        Raises:
+            ConfigError: this stage has none.
+        """
+        if batches is None:
+            raise ConfigError(
+                f"rank {self._engine.global_rank} was given no micro-batches: with recparallel.lengths 'dynamic' every stage needs "
+                "them, to know the shapes of what it will get"
+            )
+        self._rows = [(inputs.shape[0], inputs.shape[1]) for inputs, _ in batches]
 
     def begin(self) -> None:
         """The shape of activations is known from the step before, if there was one."""
         engine = self._engine
-        left, right, number = engine.stage_id - 1, engine.stage_id, engine.micro_batches
-        forth, back = self._group("forth", left), self._group("back", right)
-        self._activations = Inbox(_rank_of(engine, left), number, group=forth, wire=self._wire)
-        self._gradients = Inbox(_rank_of(engine, right + 1), number, group=back, wire=self._wire)
+        left, right = engine.stage_id - 1, engine.stage_id
+        self._micro_batches = self._rows or [None] * engine.micro_batches
+        self._activations = Inbox(_rank_of(engine, left), group=self._group("forth", left), wire=self._wire)
+        self._gradients = Inbox(_rank_of(engine, right + 1), group=self._group("back", right), wire=self._wire)
         if engine.stage_id and engine.pipe_recv_buf is not None:
-            self._activations.expect(engine.pipe_recv_buf)
+            self._expect(self._activations, self._incoming, engine.pipe_recv_buf)
 
     def send_activation(self, buffer: int) -> None:
         """Send, and expect a gradient of the same shape. The first time, shape and type go before it, as DeepSpeed sends
@@ -142,7 +166,8 @@ class _Transfers:
         if engine.first_output_send:
             engine.first_output_send = False
             engine._send_tensor_meta(output, engine.next_stage)
-        self._gradients.expect(output)
+        # The first output of a step is that of its first micro-batch; later calls do nothing.
+        self._expect(self._gradients, BoundaryShapes(output.shape, self._micro_batches[0]), output)
         self._activations_sent.put(output)
 
     def take_activation(self, buffer: int) -> None:
@@ -150,7 +175,8 @@ class _Transfers:
         engine = self._engine
         if engine.pipe_recv_buf is None:
             engine.pipe_recv_buf = engine._recv_tensor_meta(engine.prev_stage)
-            self._activations.expect(engine.pipe_recv_buf)
+            self._incoming = BoundaryShapes(engine.pipe_recv_buf.shape, self._micro_batches[0])
+            self._expect(self._activations, self._incoming, engine.pipe_recv_buf)
         received = self._activations.take()
         received.requires_grad = received.is_floating_point()
         engine.pipe_buffers["inputs"][buffer] = received
@@ -172,6 +198,9 @@ class _Transfers:
         self._gradients_sent.wait()
         self._activations_sent.wait()
         self._engine.grad_layer = None
+
+    def _expect(self, inbox: Inbox, shapes: BoundaryShapes, like: torch.Tensor) -> None:
+        inbox.expect(shapes.in_step(self._micro_batches), dtype=like.dtype, device=like.device)
 
 
 def _rank_of(engine: Any, stage: int) -> int:

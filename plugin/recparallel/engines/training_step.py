@@ -52,6 +52,8 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
         agree_on_positions(engine, batches)
         if (head := getattr(engine, spread_head.HEAD, None)) is not None:
             head.expect(batches)
+        if (transfers := getattr(engine, eager_schedule.TRANSFERS, None)) is not None:
+            transfers.tell(batches)
         if engine.module.seed_layers:
             first = engine.global_steps * engine.grid.data_parallel_size + engine.grid.data_parallel_id
             engine.module.micro_offset = first * engine.micro_batches

@@ -153,11 +153,16 @@ def partition(
             help="that will run, instead of the profile's; if neither says, eager_1f1b, for --format megatron 1f1b"
         ),
     ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option(help="where nothing fits into memory, recompute as few layers as do; never for --format megatron"),
+    ] = True,
     format: Annotated[Format, typer.Option(help="what to print")] = Format.table,
 ) -> None:
     """Cut a profiled model into pipeline stages."""
     from recparallel.partitioning.interleaved import minimize_interleaved
     from recparallel.partitioning.megatron_layout import megatron_layout
+    from recparallel.partitioning.recompute import fit_by_recomputing
 
     measured = read_profile(profile)
     if micro_batch is not None or length is not None:
@@ -176,7 +181,9 @@ def partition(
         cut = minimize_interleaved(measured, stages, virtual=virtual)
     else:
         name = method or ("profile" if measured.num_micro_batches is None else "simulated")
-        cut = registry.partitioners.load(name, where="--method")(measured, stages)
+        solve = registry.partitioners.load(name, where="--method")
+        may_recompute = recompute and format is not Format.megatron
+        cut = fit_by_recomputing(measured, stages, solve) if may_recompute else solve(measured, stages)
     if format is Format.table:
         _print_table(cut, measured)
     elif format is Format.json:

@@ -21,6 +21,7 @@ DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
 """Partition methods that DeepSpeed implements itself; they are handed to it unchanged."""
 
 AttentionChoice: TypeAlias = Literal["model", "fastest", "sdpa", "eager"]
+Recomputation: TypeAlias = Literal["never", "when_needed"]
 Lengths: TypeAlias = Literal["fixed", "dynamic"]
 WireFormatName: TypeAlias = Literal["same", "bf16", "fp16"]
 
@@ -54,6 +55,8 @@ class PartitionConfig(_Section):
         cache: keep what was measured, and measure nothing at the next start with the same model, shapes and machines.
         profile: path of a profile to use instead of measuring.
         memory_gib: limit of every device. Without it, accelerators have what is free on them, CPUs no limit.
+        recompute: ``when_needed``, stages that do not fit into memory compute layers a second time in the backward pass instead of
+            keeping their activations, as few as must be; with ``never`` they are refused.
         rebalance: when the method ``adaptive`` moves layers.
     """
 
@@ -63,6 +66,7 @@ class PartitionConfig(_Section):
     cache: bool = Field(default=True, strict=True)
     profile: str | None = None
     memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    recompute: Recomputation = "when_needed"
     rebalance: RebalanceConfig = RebalanceConfig()
 
     @field_validator("method")

@@ -46,6 +46,10 @@ class PartitionError(RecParallelError, ValueError):
     """No partition exists for the request, or ranks do not hold the same one."""
 
 
+class DoesNotFitError(PartitionError):
+    """No partition fits into the memory of the devices."""
+
+
 class HookError(RecParallelError, ValueError):
     """A gradient hook cannot run on this engine, or is bound to another process group."""
 

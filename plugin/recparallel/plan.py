@@ -275,6 +275,7 @@ class Partition(_Word):
         step_seconds: predicted time of a training step; None when the method does not predict it.
         device_order: stage ``s`` runs on device group ``device_order[s]`` of the profile; empty is their own order.
         spread: layers whose work is shared by several stages.
+        recompute: layers that are computed a second time in the backward pass, and keep their input alone.
         optimal: whether the method proved that nothing is better (by more than half a per cent, where it evens stages out);
             False where a search stopped at its limit, or looked at some cuts alone.
     """
@@ -286,6 +287,7 @@ class Partition(_Word):
     step_seconds: Seconds | None = None
     device_order: tuple[int, ...] = ()
     spread: tuple[SpreadLayer, ...] = ()
+    recompute: tuple[int, ...] = ()
     optimal: bool = True
 
     @model_validator(mode="after")
@@ -299,6 +301,10 @@ class Partition(_Word):
             raise ValueError(f"{stages} stages, but stage_seconds has {len(self.stage_seconds)} entries")
         if self.device_order and sorted(self.device_order) != list(range(stages)):
             raise ValueError(f"device_order must name each of {stages} devices once, got {list(self.device_order)}")
+        if not all(0 <= layer < self.num_layers for layer in self.recompute):
+            raise ValueError(
+                f"recompute names layers {list(self.recompute)}; there are {self.num_layers}, counted from 0"
+            )
         for spread in self.spread:
             if spread.layer >= self.num_layers or not all(0 <= s < stages for s in spread.stages):
                 raise ValueError(f"spread layer {spread.layer} on stages {list(spread.stages)}: no such layer or stage")

@@ -48,6 +48,9 @@ def partition_notes(partition: Partition, profile: Profile | None) -> list[str]:
         shares = spread.shares or (1 / len(spread.stages),) * len(spread.stages)
         parts = ", ".join(f"stage {stage} {share:.0%}" for stage, share in zip(spread.stages, shares))
         notes.append(f"the rows of layer {spread.layer} are shared: {parts}")
+    if partition.recompute:
+        layers = ", ".join(map(str, partition.recompute))
+        notes.append(f"recomputed in the backward pass, so that their stages fit into memory: layers {layers}")
     if partition.step_seconds is not None:
         proved = "" if partition.optimal else " (not proved to be the best: a better cut may exist)"
         notes.append(f"predicted step {partition.step_seconds:.3f} s{proved}")

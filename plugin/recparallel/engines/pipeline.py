@@ -1,6 +1,8 @@
 """A DeepSpeed ``PipelineModule`` made from a recommender's layers, cut by any registered partitioner."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import ProcessTopology
+from torch.utils.checkpoint import checkpoint
 
 from recparallel import registry
 from recparallel.config import AttentionChoice, PartitionConfig, WireFormatName
@@ -20,6 +23,7 @@ from recparallel.errors import CheckpointError, PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import shared_among
+from recparallel.partitioning.recompute import fit_by_recomputing
 from recparallel.partitioning.spread_head import spread_last_layer
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile, SpreadLayer
 from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
@@ -106,7 +110,7 @@ class RecommenderPipeline(PipelineModule):
                 optimizer_shares=optimizer_shares,
                 sums=sums,
             )
-            fixed = fixed or self._solve(partition.method, num_stages)
+            fixed = fixed or self._solve(partition, num_stages)
         self._chosen = fixed
         self.partition: Partition
         super().__init__(
@@ -122,6 +126,25 @@ class RecommenderPipeline(PipelineModule):
         self.recommender = recommender
         self.ranks = ranks
         self.spread_head = self._own_rows_of_head(base_seed(seed)) if spread_head else None
+
+    def forward(self, forward_input: Any) -> Any:
+        """As DeepSpeed's, and the layers that the partition says recompute."""
+        own = {layer - self._local_start for layer in self.partition.recompute}
+        if not torch.is_grad_enabled() or own.isdisjoint(range(len(self.forward_funcs))):
+            return super().forward(forward_input)
+        self.micro_offset += 1
+        x, micro_batch = forward_input, self.micro_offset + 1
+        for place, layer in enumerate(self.forward_funcs):
+            run = partial(self._run_seeded, layer, self._local_start + place, micro_batch)
+            x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if place in own else run(x)
+        return x
+
+    def _run_seeded(self, layer: Callable[[Any], Any], number: int, micro_batch: int, x: Any) -> Any:
+        """A layer with the random numbers that DeepSpeed gives it in this micro-batch, however often it runs."""
+        self.curr_layer = number
+        if self.seed_layers:
+            self.seed_fn(self.base_seed * micro_batch + number)
+        return layer(x)
 
     def save_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """DeepSpeed's own checkpoints.
@@ -158,17 +181,19 @@ class RecommenderPipeline(PipelineModule):
         seed_layer(base + len(self._layers) - 1)
         return replace(head, kwargs={**head.kwargs, "ranks": rows}).build().to(get_accelerator().current_device_name())
 
-    def _solve(self, method: str, num_stages: int) -> Partition:
+    def _solve(self, config: PartitionConfig, num_stages: int) -> Partition:
         """The registered method's cut, or its error on every rank, also where only one rank's profile has none."""
         assert self.profile is not None
+        method = config.method
         answer: Partition | Exception
         try:
             solve = registry.partitioners.load(method)
-            answer = (
-                spread_last_layer(self.profile, num_stages, solve)
-                if self._spread_head
-                else solve(self.profile, num_stages)
-            )
+            if self._spread_head:
+                answer = spread_last_layer(self.profile, num_stages, solve)
+            elif config.recompute == "when_needed":
+                answer = fit_by_recomputing(self.profile, num_stages, solve)
+            else:
+                answer = solve(self.profile, num_stages)
         except Exception as error:  # the others wait for an answer
             answer = error if isinstance(error, RecParallelError) else PartitionError(f"method {method!r}: {error!r}")
         failed: list[Any] = [None] * dist.get_world_size()

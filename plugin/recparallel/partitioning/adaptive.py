@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from recparallel.errors import PartitionError
 from recparallel.partitioning.costs import Costs
 from recparallel.partitioning.even_cut import minimize_step_any_order_evenly, minimize_step_evenly
+from recparallel.partitioning.recompute import recomputing
 from recparallel.partitioning.step_costs import predict_step
 from recparallel.plan import Device, Partition, Profile
 
@@ -114,7 +115,7 @@ class RebalancePolicy:
     def __init__(self, profile: Profile, partition: Partition, rules: Rules, *, num_ranks: int) -> None:
         self._order = partition.device_order or tuple(range(partition.num_stages))
         devices = profile.devices or tuple(Device(name=f"rank {rank}") for rank in range(num_ranks))
-        self._profile = profile.model_copy(update={"devices": devices})
+        self._profile = recomputing(profile.model_copy(update={"devices": devices}), partition.recompute)
         self._per_stage = num_ranks // partition.num_stages
         self.partition, self._rules = partition, rules
         self._assumed: Speeds = tuple(device.relative_speed for device in devices)
@@ -191,7 +192,12 @@ class RebalancePolicy:
         if any(best.bounds == bounds and self._alike(speeds, at) for bounds, at in self._taken_back):
             return Decision(f"{what}; the cut for that was tried, and did not pay or failed")
         target = best.model_copy(
-            update={"device_order": self.partition.device_order, "method": self.partition.method, "optimal": False}
+            update={
+                "device_order": self.partition.device_order,
+                "method": self.partition.method,
+                "recompute": self.partition.recompute,
+                "optimal": False,
+            }
         )
         cost = self._cost(target, steady.step_seconds)
         if (saved := gain * steady.step_seconds * self._rules.horizon) <= cost:

@@ -134,6 +134,141 @@ def test_a_move_that_fails_changes_nothing(pools, fails, zero):
         assert losses == pytest.approx(reference(run), rel=1e-5)
 
 
+def broken_move(run):
+    """What ends the job where a rank can neither install the new layers nor the old ones."""
+    import torch.distributed as dist
+
+    from recparallel.engines import moving
+    from recparallel.errors import MoveError, RecParallelError
+
+    engine = make_engine(run)
+    train(engine, replace(run, steps=1))
+    original = moving.rearrange
+
+    def failing(*args):
+        if dist.get_rank() == 1:
+            raise MemoryError("no room")
+        original(*args)
+
+    moving.rearrange = failing
+    try:
+        with pytest.raises(RecParallelError) as raised:
+            moving.move_layers(engine, engine.module.partition.model_copy(update={"bounds": (0, 1, 6)}))
+    finally:
+        moving.rearrange = original
+    return type(raised.value) is not MoveError, str(raised.value)
+
+
+def test_a_rank_that_cannot_go_back_either_ends_the_job(pools):
+    assert (
+        pools[2].run(broken_move, run=replace(STILL, bounds=(0, 3, 6))) == [(True, "rank 1: MemoryError: no room")] * 2
+    )
+
+
+def move_with_company(run):
+    """A user's wrapper around ``train_batch``, a stateful buffer, and the engine behind ``remove()``."""
+    from recparallel.engines.moving import move_layers
+
+    engine = make_engine(run)
+    calls = []
+    ours = engine.train_batch
+    engine.train_batch = lambda *args, **kwargs: calls.append(1) or ours(*args, **kwargs)
+    for number in range(engine.module._local_start, engine.module._local_stop):
+        module = engine.module.get_submodule(str(number))
+        for buffer in module.buffers():
+            buffer.add_(number + 1.0)
+    train(engine, replace(run, steps=1))
+    values = {}
+    for bounds in ((0, 2, 6), (0, 4, 6)):
+        move_layers(engine, engine.module.partition.model_copy(update={"bounds": bounds}))
+        start = engine.module._local_start
+        values |= {
+            (bounds, start + place): [buffer.sum().item() for buffer in module.buffers()]
+            for place, module in enumerate(engine.module.forward_funcs)
+        }
+    train(engine, replace(run, steps=2), first=1)
+    rng = torch.get_rng_state()
+    move_layers(engine, engine.module.partition.model_copy(update={"bounds": (0, 3, 6)}))
+    same = torch.equal(rng, torch.get_rng_state())
+    engine.recparallel.remove()
+    return len(calls), same, values, hasattr(engine, "recparallel"), "_INSTRUCTION_MAP" in vars(engine)
+
+
+def test_what_else_hangs_on_an_engine(pools):
+    run = replace(STILL, tied=False, bounds=(0, 3, 6))
+    everyone = pools[2].run(move_with_company, run=run)
+    seen = {}
+    for calls, same_random_state, values, left, instructions in everyone:
+        assert calls == 2
+        assert same_random_state
+        assert not left
+        assert not instructions
+        for (_, layer), sums in values.items():
+            assert seen.setdefault(layer, sums) == sums  # the same on either rank
+    assert any(sums for sums in seen.values())
+
+
+def frozen_stage(run):
+    from recparallel.engines.moving import move_layers
+    from recparallel.errors import MoveError
+
+    engine = make_engine(run)
+    for number in range(engine.module._local_start, engine.module._local_stop):
+        if number in (0, 1):
+            engine.module.get_submodule(str(number)).requires_grad_(False)
+    with pytest.raises(MoveError) as raised:
+        move_layers(engine, engine.module.partition.model_copy(update={"bounds": (0, 2, 6)}))
+    return str(raised.value)
+
+
+def test_no_stage_is_left_without_anything_to_train(pools):
+    (said, _) = pools[2].run(frozen_stage, run=replace(STILL, tied=False, bounds=(0, 3, 6)))
+    assert "leaves stage 0 without parameters that are trained" in said
+
+
+def disagreeing(run):
+    import torch.distributed as dist
+
+    from recparallel.engines.moving import move_layers
+    from recparallel.errors import MoveError
+
+    engine = make_engine(run)
+    bounds = (0, 2 + dist.get_rank(), 6)
+    with pytest.raises(MoveError) as raised:
+        move_layers(engine, engine.module.partition.model_copy(update={"bounds": bounds}))
+    return str(raised.value)
+
+
+def test_ranks_that_were_told_different_cuts_all_refuse(pools):
+    said = pools[2].run(disagreeing, run=replace(STILL, bounds=(0, 4, 6)))
+    assert said == ["rank 0 was told to move to [0, 2, 6], rank 1 to [0, 3, 6]"] * 2
+
+
+def test_stages_that_run_in_another_order_of_devices(pools):
+    run = replace(STILL, bounds=(0, 3, 6), tied=False)
+    for losses in pools[2].run(train_backwards, run=run, moves=THERE_AND_BACK):
+        assert losses == pytest.approx(reference(run), rel=1e-5)
+
+
+def train_backwards(run, moves):
+    from training import deepspeed_config, global_batches, recommender
+
+    import recparallel
+    from recparallel.engines.moving import move_layers
+
+    cut = recparallel.Partition(bounds=run.bounds, method="by hand", device_order=(1, 0))
+    sample = global_batches(1)[0][0]
+    engine, *_ = recparallel.initialize(
+        model=recommender(run), config=deepspeed_config(run, 1), sample=sample, partition=cut
+    )
+    losses = []
+    for step in range(run.steps):
+        if step in moves:
+            move_layers(engine, engine.module.partition.model_copy(update={"bounds": moves[step]}))
+        losses += train(engine, replace(run, steps=step + 1), first=step)
+    return losses
+
+
 def refusals(run, moves):
     from recparallel.engines import moving
     from recparallel.errors import MoveError

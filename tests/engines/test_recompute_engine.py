@@ -7,6 +7,9 @@ from training import Run, deepspeed_config, global_batches, make_engine, recomme
 
 RUN = Run(steps=6, dropout=0.2, tied=True)
 
+KIB = 130
+"""Of memory: less than the stages need with all their activations, more than without any."""
+
 
 def train_recomputing(run, layers, bounds):
     """Losses, and how often each layer of this rank ran in a training step."""

@@ -115,6 +115,9 @@ OWN_ATTRIBUTES = {
     "_running",
     "_seconds",
     "_failed",
+    "_in_step",
+    # recomputing layers of a RecommenderPipeline
+    "_run_seeded",
     "_start",
     "_took",
     "_begin",
@@ -128,6 +131,7 @@ STANDARD = {"_exit"}
 DATA = {
     "_running_engine_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_support_torch_style_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
+    "_local_start": "deepspeed.runtime.pipe.module:PipelineModule",
     "_layer_specs": "deepspeed.runtime.pipe.module:PipelineModule",
     "_grid": "deepspeed.runtime.pipe.module:PipelineModule",
     "_global_grad_norm": "deepspeed.runtime.engine:DeepSpeedEngine",

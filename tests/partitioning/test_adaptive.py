@@ -55,9 +55,13 @@ class Machines:
         return Look(tuple(median(of_rank) for of_rank in zip(*passes)), median(steps))
 
 
+def rules_with(**changes):
+    return Rules(**{"horizon": 500, "min_gain": 0.05, "tolerance": 0.15, **changes})
+
+
 def policy_for(machines, **rules):
     partition = minimize_step_evenly(machines.profile(), STAGES)
-    return RebalancePolicy(PROFILE, partition, Rules(**rules), num_ranks=len(machines.speeds))
+    return RebalancePolicy(PROFILE, partition, rules_with(**rules), num_ranks=len(machines.speeds))
 
 
 def run(policy, machines, *, looks, cost=1.0):
@@ -196,7 +200,7 @@ def test_stages_stay_on_their_devices():
     machines = Machines([1.0] * 2 * STAGES, ranks_per_stage=2)
     order = (3, 2, 1, 0)
     start = minimize_step_evenly(PROFILE, STAGES).model_copy(update={"device_order": order})
-    policy = RebalancePolicy(PROFILE, start, Rules(), num_ranks=2 * STAGES)
+    policy = RebalancePolicy(PROFILE, start, rules_with(), num_ranks=2 * STAGES)
     run(policy, machines, looks=4)
     machines.speeds[1] = 0.5
     (move,) = run(policy, machines, looks=4)
@@ -210,10 +214,65 @@ def test_a_cut_that_fits_no_memory_is_never_moved_to():
     devices = tuple(Device(memory_bytes=29_500_000) for _ in range(STAGES))  # seven layers of 4 MB and what they keep
     profile = PROFILE.model_copy(update={"devices": devices})
     start = minimize_step_evenly(profile, STAGES)
-    policy = RebalancePolicy(profile, start, Rules(), num_ranks=STAGES)
+    policy = RebalancePolicy(profile, start, rules_with(), num_ranks=STAGES)
     machines = Machines([1.0] * STAGES)
     run(policy, machines, looks=4)
     machines.speeds[1] = 0.1
     (move,) = run(policy, machines, looks=8)
     sizes = [b - a for a, b in zip(move.target.bounds, move.target.bounds[1:])]
     assert sizes == [7, 3, 7, 7]
+
+
+class Mistaken(Machines):
+    """Two layers in the middle take three times what the profile says."""
+
+    HEAVY = (10, 11)
+
+    def look(self, partition):
+        weights = [3 if n in self.HEAVY else 1 for n in range(24)]
+        spans = list(zip(partition.bounds, partition.bounds[1:]))
+        passes = tuple(0.03 * sum(weights[a:b]) / speed for (a, b), speed in zip(spans, self.speeds))
+        return Look(passes, 8 * max(passes))
+
+
+@pytest.mark.parametrize("heavy", [(10, 11), (5, 6), (0, 1), (12, 13), (22, 23)])
+@pytest.mark.parametrize("stages", [2, 4])
+def test_layers_that_the_profile_mistakes_are_no_reason_to_move_to_and_fro(heavy, stages):
+    machines = Mistaken([1.0] * stages)
+    machines.HEAVY = heavy
+    profile = PROFILE.model_copy(update={"devices": tuple(Device() for _ in range(stages))})
+    start = minimize_step_evenly(profile, stages)
+    policy = RebalancePolicy(profile, start, rules_with(), num_ranks=stages)
+    before = machines.look(start).step_seconds
+    moves = run(policy, machines, looks=60)
+    assert len(moves) <= 4
+    assert run(policy, machines, looks=60) == []
+    assert machines.look(policy.partition).step_seconds <= before
+
+
+def test_a_cut_of_another_day_is_questioned_by_the_first_speeds():
+    machines = Machines([1.0] * STAGES)
+    stale = minimize_step_evenly(Machines([1.0, 0.4, 1.0, 1.0]).profile(), STAGES)
+    trusting = RebalancePolicy(PROFILE, stale, rules_with(), num_ranks=STAGES)
+    assert run(trusting, machines, looks=6) == []
+    doubting = RebalancePolicy(PROFILE, stale, rules_with(), num_ranks=STAGES, cut_by_profile=False)
+    (move,) = run(doubting, machines, looks=6)
+    assert move.target.bounds == minimize_step_evenly(machines.profile(), STAGES).bounds
+
+
+def test_layers_that_take_no_time_tell_nothing_of_a_speed():
+    layers = (
+        *LAYERS,
+        *(
+            LAYERS[0].model_copy(update={"name": f"free.{n}", "forward_seconds": 0, "backward_seconds": 0})
+            for n in range(2)
+        ),
+    )
+    profile = PROFILE.model_copy(update={"layers": layers})
+    start = minimize_step_evenly(profile, STAGES).model_copy(update={"bounds": (0, 8, 16, 24, 26)})
+    policy = RebalancePolicy(profile, start, rules_with(), num_ranks=STAGES)
+    for _ in range(2):
+        policy.look(Look((0.24, 0.24, 0.24, 0.001), 2.0))
+    for _ in range(2):
+        decision = policy.look(Look((0.24, 0.6, 0.24, 0.001), 5.0))
+    assert decision.target is not None

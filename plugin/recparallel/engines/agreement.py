@@ -44,6 +44,8 @@ class Ranks:
         return cast(T, self.gather(lambda: action() if self.number == 0 else None)[0])
 
     def _compare(self, error: BaseException | None, result: Any) -> list[Any]:
+        if error is not None and not isinstance(error, Exception):
+            raise error  # an interrupt ends the process, and with it the job
         reason = None if error is None else _in_words(error)
         answers: list[Any] = [None] * self.count
         dist.all_gather_object(answers, (reason, result), group=self.group)

@@ -18,11 +18,12 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from recparallel.config import RecParallelConfig, parse_config, read_deepspeed_config
-from recparallel.config_checks import check_compression, check_together, precision, zero_stage
+from recparallel.config_checks import check_adaptive, check_compression, check_together, precision, zero_stage
 from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
+from recparallel.engines.agreement import Ranks
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
 from recparallel.engines.eager_schedule import bind_eager_schedule
@@ -268,8 +269,9 @@ def attach(
             bind_evaluation_step(engine, bindings)
         handle = Handle(engine, bound, section, bindings)
         bindings.bind(engine, "recparallel", handle)
-        if section.partition.adaptive and isinstance(engine.module, RecommenderPipeline) and engine.num_stages > 1:
-            check_movable(engine)
+        if section.partition.adaptive and _may_rebalance(engine):
+            check_adaptive(read_deepspeed_config(config or {}), section)
+            Ranks(error=ConfigError).together(lambda: check_movable(engine))
             bind_rebalancing(engine, section.partition.rebalance, bindings)
         handle.bind_stage()
     except Exception:
@@ -278,6 +280,25 @@ def attach(
         bindings.remove()
         raise
     return handle
+
+
+def _may_rebalance(engine: Any) -> bool:
+    """There is more than one stage.
+
+    Raises:
+        ConfigError: it is no pipeline of ours, or one without a profile.
+    """
+    module = engine.module
+    if not isinstance(module, RecommenderPipeline):
+        raise ConfigError(
+            f"recparallel.partition.method 'adaptive' moves layers of a Recommender, the model is a {type(module).__name__}"
+        )
+    if engine.num_stages > 1 and module.profile is None:
+        raise ConfigError(
+            f"recparallel.partition.method is 'adaptive', but this pipeline was built with {module.partition.method!r} and knows "
+            "no costs; build it by recparallel.initialize with the same config"
+        )
+    return bool(engine.num_stages > 1)
 
 
 def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:

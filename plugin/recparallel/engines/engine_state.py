@@ -94,18 +94,22 @@ def names_of_layer(engine: Any, number: int) -> dict[str, str]:
     return {name: global_name(layer, name, trunk) for name, _ in module.get_submodule(str(number)).named_parameters()}
 
 
-def collect_parts(engine: Any, names: Container[str] | None = None) -> dict[str, Tensor]:
+def collect_parts(engine: Any, names: Container[str] | None = None, *, device: str | None = None) -> dict[str, Tensor]:
     """As :func:`collect`, but what this rank holds itself: a tensor rank its own part, every replica the same, and every stage with
     a copy of a tied table that. All replicas of a stage call. Nothing is copied that need not be.
 
     Args:
         names: of the weights; all of the stage if left out.
+        device: to which each tensor goes as soon as it is there; by default it stays.
     """
     kept: dict[str, Tensor] = {}
     for name, parameter, held in _held(engine):
         if names is None or name in names:
-            kept[f"{WEIGHT}/{name}"] = held.weight(parameter).detach()
-            kept |= {f"{STATE}/{name}/{key}": value.detach() for key, value in held.states(parameter).items()}
+            found = {f"{WEIGHT}/{name}": held.weight(parameter)}
+            found |= {f"{STATE}/{name}/{key}": value for key, value in held.states(parameter).items()}
+            kept |= {
+                key: value.detach() if device is None else value.detach().to(device) for key, value in found.items()
+            }
     return kept
 
 

@@ -4,12 +4,13 @@
 2. What moves crosses to its new rank: from each replica and each tensor rank to its counterpart.
 3. Each stage puts its layers in order, and the optimizer around them.
 
-A rank that fails in 1 leaves everything as it was; one that fails in 3 makes all of them put back what they had. In 2 nothing can
-fail but the network, and then the job.
+A rank that fails in 1 leaves everything as it was; one that fails in 3 makes all of them put back what they had. What fails while
+ranks talk to each other (in 2, and where replicas put their shards together) ends the job, as in a training step.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from recparallel.engines.engine_state import check_storable, collect_parts, name
 from recparallel.engines.optimizer_swap import forget_others, is_changed_in_place, let_it_train
 from recparallel.engines.packing import Description, describe, pack, unpack
 from recparallel.engines.stage_layers import build_layer, layers_of, properties, rearrange
-from recparallel.errors import ConfigError, MoveError
+from recparallel.errors import ConfigError, MoveError, RecParallelError
 from recparallel.plan import Partition
 
 _MIB = 2**20
@@ -62,11 +63,10 @@ def move_layers(engine: Any, target: Partition, *, group: dist.ProcessGroup | No
     """
     ranks = Ranks(group, error=MoveError)
     now: Partition = engine.module.partition
-    ranks.together(lambda: _check(engine, now, target))
+    _check_agreed(ranks.gather(lambda: _check(engine, now, target)), target)
     leaving, arriving = _routes(engine, now, target)
 
-    before = ranks.together(lambda: _Holding.of(engine))
-    contents = ranks.together(lambda: before.contents(engine, [route.layer for route in leaving]))
+    before, contents = _collect(engine, ranks, [route.layer for route in leaving])
     told = ranks.gather(
         lambda: {layer: _Message(properties(before.modules[layer]), describe(own)) for layer, own in contents.items()}
     )
@@ -87,13 +87,17 @@ def move_layers(engine: Any, target: Partition, *, group: dist.ProcessGroup | No
         }
         _install(engine, before.changed(target, engine.stage_id, modules, received))
 
+    failure = ""
     try:
         ranks.together(install)
-    except MoveError:
-        ranks.together(lambda: _install(engine, before))
-        raise
-    finally:
-        forget_others(engine)
+    except MoveError as error:
+        failure = str(error)  # not the error itself: its frames hold what did not fit
+    if failure:
+        # A rank that cannot go back has no stage any more: that is no MoveError, and ends the job.
+        Ranks(group, error=RecParallelError).together(lambda: _install(engine, before))
+    forget_others(engine)
+    if failure:
+        raise MoveError(failure)
     return sum(message.numel() for message in outgoing.values())
 
 
@@ -117,7 +121,33 @@ def _routes(engine: Any, now: Partition, target: Partition) -> tuple[list[_Route
     return [route for route in routes if route.source == own], [route for route in routes if route.destination == own]
 
 
-def _check(engine: Any, now: Partition, target: Partition) -> None:
+def _collect(engine: Any, ranks: Ranks, leaving: list[int]) -> tuple["_Holding", dict[int, Tensors]]:
+    """What this rank has, and what of it leaves with each layer."""
+
+    def collect() -> tuple[_Holding, dict[int, Tensors]]:
+        holding = _Holding.of(engine)
+        return holding, holding.contents(engine, leaving)
+
+    # A rank that fails among replicas which put their pieces together must not go on to another message.
+    return collect() if engine.grid.data_parallel_size > 1 else ranks.together(collect)
+
+
+def _check_agreed(told: list[dict[str, Any]], target: Partition) -> None:
+    """All ranks must move to the same cut, and no stage may be left without anything to train."""
+    for rank, theirs in enumerate(told):
+        if theirs["bounds"] != told[0]["bounds"]:
+            raise MoveError(
+                f"rank 0 was told to move to {list(told[0]['bounds'])}, rank {rank} to {list(theirs['bounds'])}"
+            )
+    trained = {layer for theirs in told for layer in theirs["trained"]}
+    for stage in range(target.num_stages):
+        if trained.isdisjoint(layers_of(target, stage)):
+            raise MoveError(f"the cut {list(target.bounds)} leaves stage {stage} without parameters that are trained")
+
+
+def _check(engine: Any, now: Partition, target: Partition) -> dict[str, Any]:
+    """Refuse what cannot be; what this rank was told, and which of its layers are trained."""
+    check_movable(engine)
     if (target.num_stages, target.num_layers, target.virtual) != (now.num_stages, now.num_layers, now.virtual):
         raise MoveError(
             f"the cut {list(target.bounds)} is not one of {now.num_layers} layers into {now.num_stages} stages"
@@ -129,11 +159,22 @@ def _check(engine: Any, now: Partition, target: Partition) -> None:
     for number, layer in enumerate(engine.module.recommender.layers):
         if layer.tie is not None and now.stage_of(number) != target.stage_of(number):
             raise MoveError(f"layer {layer.name} shares its weights with others and would change its stage")
+    own = zip(layers_of(now, engine.stage_id), engine.module.forward_funcs)
+    return {"bounds": target.bounds, "trained": [number for number, call in own if _is_trained(call)]}
+
+
+def _is_trained(call: Any) -> bool:
+    """Of a layer's module, or of a tied one behind a ``partial``."""
+    module = call.args[0] if isinstance(call, partial) else call
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _check_room(engine: Any, arriving: int) -> None:
-    """What comes is held twice until the optimizer has it."""
-    free = get_accelerator().available_memory()
+    """What comes is held twice until the optimizer has it. Memory that torch keeps on a device counts as free."""
+    accelerator = get_accelerator()
+    free = accelerator.available_memory()
+    if engine.device.type != "cpu":
+        free += accelerator.memory_reserved() - accelerator.memory_allocated()
     if 2 * arriving > free:
         raise MoveError(
             f"the layers that would come need {2 * arriving / _MIB:,.0f} MiB for the move, and {free / _MIB:,.0f} MiB are free"
@@ -171,11 +212,11 @@ class _Holding:
         pipeline = engine.module
         children = dict(pipeline.named_children())
         numbers = layers_of(pipeline.partition, engine.stage_id)
-        state = {} if is_changed_in_place(engine) else collect_parts(engine)
+        state = {} if is_changed_in_place(engine) else collect_parts(engine, device="cpu")
         return cls(
             partition=pipeline.partition,
             modules={number: children[str(number)] for number in numbers if str(number) in children},
-            state={name: value.cpu() for name, value in state.items()},
+            state=state,
             residuals=_residuals(engine),
         )
 
@@ -185,27 +226,28 @@ class _Holding:
         state = self.state or collect_parts(engine, {name for own in names.values() for name in own.values()})
         return {
             layer: {key: value for key, value in state.items() if _weight_of(key) in own.values()}
-            | {key: self.residuals[key] for inner in own if (key := _residual_key(layer, inner)) in self.residuals}
+            | {key: self.residuals[key] for inner in own if (key := f"{_RESIDUAL}{layer}.{inner}") in self.residuals}
+            | {f"{_BUFFER}{layer}.{inner}": value for inner, value in self.modules[layer].named_buffers()}
             for layer, own in names.items()
         }
 
     def changed(self, target: Partition, stage: int, modules: Mapping[int, nn.Module], received: Tensors) -> "_Holding":
         """The same with another range of layers: fewer, and those that have come."""
         there = layers_of(target, stage)
+        for layer, module in modules.items():
+            for inner, buffer in module.named_buffers():
+                buffer.copy_(received[f"{_BUFFER}{layer}.{inner}"])
         new_residuals = {key: value for key, value in received.items() if key.startswith(_RESIDUAL)}
+        others = {key: value for key, value in received.items() if not key.startswith((_RESIDUAL, _BUFFER))}
         return _Holding(
             partition=target,
             modules={n: m for n, m in sorted((self.modules | dict(modules)).items()) if n in there},
-            state=self.state | {key: value for key, value in received.items() if key not in new_residuals},
+            state=self.state | others,
             residuals=self.residuals | new_residuals,
         )
 
 
-_RESIDUAL = "residual/"
-
-
-def _residual_key(layer: int, inner: str) -> str:
-    return f"{_RESIDUAL}{layer}.{inner}"
+_RESIDUAL, _BUFFER = "residual/", "buffer/"
 
 
 def _residuals(engine: Any) -> Tensors:

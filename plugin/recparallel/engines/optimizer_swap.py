@@ -28,9 +28,11 @@ def let_it_train(engine: Any) -> None:
         )
     basic = engine.basic_optimizer
     if is_changed_in_place(engine):
+        _count_alike(basic)
         basic.param_groups[0]["params"] = trained
         return
     former = engine.optimizer
+    settings = {key: value for key, value in basic.param_groups[0].items() if key != "params"}
     former.destroy()
     basic.param_groups[0]["params"] = trained
     basic.state.clear()
@@ -40,21 +42,30 @@ def let_it_train(engine: Any) -> None:
         engine._configure_optimizer(basic, trained)
     if engine._support_torch_style_backward:
         engine.optimizer.register_grad_acc_post_hook(engine._backward_post_hook)
+    engine.optimizer.param_groups[0].update(settings)  # some are made anew with the values of the config
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler = former.loss_scaler
-    if getattr(engine.lr_scheduler, "optimizer", None) is former:
-        engine.lr_scheduler.optimizer = engine.optimizer
+
+
+def _count_alike(optimizer: Any) -> None:
+    """DeepSpeed's FusedAdam counts the steps of a group's last parameter alone, which may be another one now."""
+    counting = [own for own in optimizer.state.values() if isinstance(own.get("step"), int)]
+    for own in counting:
+        own["step"] = max(each["step"] for each in counting)
 
 
 @contextmanager
 def _little_garbage() -> Iterator[None]:
     """Let a garbage collection look at new objects alone. DeepSpeed's optimizers call for several while they are made, which take
     seconds among the objects of a training, on rank 0, and the other ranks wait."""
-    gc.freeze()
+    frozen_already = gc.get_freeze_count() > 0
+    if not frozen_already:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen_already:
+            gc.unfreeze()
 
 
 def forget_others(engine: Any) -> None:

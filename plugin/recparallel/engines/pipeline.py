@@ -61,6 +61,9 @@ class RecommenderPipeline(PipelineModule):
     parts: list[int]
     """DeepSpeed's name for the bounds of the cut."""
 
+    cut_by_profile = False
+    """The cut is the best for the profile; one that was given may be that of another day."""
+
     def __init__(
         self,
         recommender: Recommender,
@@ -110,6 +113,7 @@ class RecommenderPipeline(PipelineModule):
                 optimizer_shares=optimizer_shares,
                 sums=sums,
             )
+            self.cut_by_profile = fixed is None
             fixed = fixed or self._solve(partition, num_stages)
         self._chosen = fixed
         self.partition: Partition

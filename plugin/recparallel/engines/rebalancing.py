@@ -35,7 +35,9 @@ def bind_rebalancing(engine: Any, config: RebalanceConfig, bindings: Bindings) -
 
     def train_batch(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
+        rebalancer.clock.begin_step()
         loss = original(*args, **kwargs)
+        rebalancer.clock.end_step()
         rebalancer.step_done(time.perf_counter() - start)
         return loss
 
@@ -65,7 +67,13 @@ class _Rebalancer:
         self._ranks = Ranks(group, error=MoveError)
         rules = Rules(config.horizon, config.min_gain, config.tolerance)
         module = engine.module
-        self._policy = RebalancePolicy(module.profile, module.partition, rules, num_ranks=dist.get_world_size())
+        self._policy = RebalancePolicy(
+            module.profile,
+            module.partition,
+            rules,
+            num_ranks=dist.get_world_size(),
+            cut_by_profile=module.cut_by_profile,
+        )
         self.clock = StageClock(engine)
         self._step_seconds: list[float] = []
         self._is_warm = False
@@ -73,7 +81,6 @@ class _Rebalancer:
 
     def step_done(self, seconds: float) -> None:
         """Count a step; look, where it is time to."""
-        self.clock.end_step()
         if not self._is_warm:  # the first step at the start, and behind a move, is slower than the others
             self._begin_anew()
             self._is_warm = True
@@ -93,7 +100,11 @@ class _Rebalancer:
         if any(rank.writing for rank in everyone):
             return
         look = Look(tuple(rank.pass_seconds for rank in everyone), max(rank.step_seconds for rank in everyone))
-        decision: Decision = self._ranks.first(lambda: self._policy.look(look))
+        try:
+            decision: Decision = self._ranks.first(lambda: self._policy.look(look))
+        except MoveError as error:  # a mistake in a decision must not stop the training
+            self._warn_once(f"layers are not rebalanced: {error}")
+            return
         self._tell(decision)
         if decision.target is not None:
             self._move(decision)

@@ -34,17 +34,21 @@ class StageClock:
         self._new_timer = timer or (_HostTimer if engine.device.type == "cpu" else _DeviceTimer)
         self._running: list[Timer] = []
         self._seconds: list[float] = []
-        self._failed = False
+        self._failed = self._in_step = False
 
     def bind(self, bindings: Bindings) -> None:
-        """Measure from now on, until the bindings are removed."""
+        """Measure in every step from now on, until the bindings are removed."""
         instructions = self._engine._INSTRUCTION_MAP
         timed = {kind: self._timed(instructions[kind]) for kind in (schedule.ForwardPass, schedule.BackwardPass)}
         bindings.bind(self._engine, "_INSTRUCTION_MAP", {**instructions, **timed})
 
+    def begin_step(self) -> None:
+        """Passes from now on belong to a training step; those of evaluations between them count for nothing."""
+        self._in_step = True
+
     def end_step(self) -> None:
-        """The step is complete: read what was measured in it."""
-        running, self._running = self._running, []
+        """The step is complete: read what was measured in it, which on an accelerator waits for it."""
+        running, self._running, self._in_step = self._running, [], False
         self._safely(lambda: self._seconds.append(sum(timer.seconds() for timer in running)))
 
     def take(self) -> float | None:
@@ -56,7 +60,7 @@ class StageClock:
 
     def _timed(self, run: Callable[..., None]) -> Callable[..., None]:
         def instruction(engine: Any, **kwargs: Any) -> None:
-            timer = self._safely(self._new_timer)
+            timer = self._safely(self._new_timer) if self._in_step else None
             run(engine, **kwargs)
             if timer is not None:
                 self._safely(timer.stop)

@@ -2,7 +2,7 @@
 
 A policy with hysteresis. It looks at what each rank's passes take, and holds still unless
 
-1. two looks in a row agree on a speed that differs from the one by which the pipeline was cut,
+1. two looks in a row agree on a speed that differs from the one of the last decision,
 2. the best cut for the speeds as they are has a step that is shorter by a share worth moving for,
 3. and what that saves over a horizon is more than the move costs.
 
@@ -43,9 +43,9 @@ class Rules:
         tolerance: share by which speeds may differ and still count as the same.
     """
 
-    horizon: int = 500
-    min_gain: float = 0.05
-    tolerance: float = 0.15
+    horizon: int
+    min_gain: float
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,22 @@ class RebalancePolicy:
         partition: that it runs.
         rules: how eager it is.
         num_ranks: of the job; each device of the profile is one.
+        cut_by_profile: the partition is the best one for the profile. If it is not, the first speeds that are known decide.
     """
 
-    def __init__(self, profile: Profile, partition: Partition, rules: Rules, *, num_ranks: int) -> None:
+    def __init__(
+        self, profile: Profile, partition: Partition, rules: Rules, *, num_ranks: int, cut_by_profile: bool = True
+    ) -> None:
         self._order = partition.device_order or tuple(range(partition.num_stages))
         devices = profile.devices or tuple(Device(name=f"rank {rank}") for rank in range(num_ranks))
         self._profile = recomputing(profile.model_copy(update={"devices": devices}), partition.recompute)
         self._per_stage = num_ranks // partition.num_stages
         self.partition, self._rules = partition, rules
         self._assumed: Speeds = tuple(device.relative_speed for device in devices)
+        self._has_decided = cut_by_profile
         self._previous: _Steady | None = None
         self._unjudged: _Move | None = None
-        self._taken_back: list[tuple[tuple[int, ...], Speeds]] = []
+        self._refused: list[tuple[tuple[int, ...], Speeds]] = []
         self._overhead: float | None = None
 
     def look(self, look: Look) -> Decision:
@@ -153,17 +157,22 @@ class RebalancePolicy:
     def failed(self, decision: Decision) -> None:
         """The move could not be made: not again at these speeds."""
         assert decision.target is not None
-        self._taken_back.append((decision.target.bounds, self._assumed))
+        self._refused.append((decision.target.bounds, self._assumed))
 
     def _judge(self, steady: "_Steady") -> Decision | None:
-        """What came of the last move; None if there is nothing to judge, or the speeds have changed since."""
+        """What came of the last move; None if there is nothing to judge.
+
+        A speed that seems to have changed with the move may be a layer that takes longer than the profile says: steps tell. The cut
+        that was left is not gone back to at these speeds.
+        """
         move, self._unjudged = self._unjudged, None
-        if move is None or not self._alike(steady.speeds, move.when.speeds):
+        if move is None:
             return None
         saved = 1 - steady.step_seconds / move.when.step_seconds
         if saved > -self._rules.min_gain / 2:
+            self._refused.append((move.before.bounds, steady.speeds))
             return Decision("", paid=saved > 0, share_saved=saved)
-        self._taken_back.append((self.partition.bounds, move.when.speeds))
+        self._refused.append((self.partition.bounds, move.when.speeds))
         return Decision(
             f"steps take {steady.step_seconds:.3g} s, and took {move.when.step_seconds:.3g} s before the move: it is taken back",
             target=move.before,
@@ -175,9 +184,9 @@ class RebalancePolicy:
 
     def _decide(self, steady: "_Steady") -> Decision:
         speeds, assumed = steady.speeds, self._assumed
-        if self._alike(speeds, assumed):
+        if self._has_decided and self._alike(speeds, assumed):
             return Decision(f"no rank's speed has changed by more than {self._rules.tolerance:.0%}")
-        self._assumed = speeds
+        self._assumed, self._has_decided = speeds, True
         changed = max(range(len(speeds)), key=lambda rank: abs(math.log(speeds[rank] / assumed[rank])))
         what = f"the speed of rank {changed} went from {assumed[changed]:.2f} to {speeds[changed]:.2f}"
         profile = self._at(speeds)
@@ -189,7 +198,7 @@ class RebalancePolicy:
         gain = 1 - then / now
         if best.bounds == self.partition.bounds or gain < self._rules.min_gain:
             return Decision(f"{what}; another cut would save {max(gain, 0.0):.1%} of a step")
-        if any(best.bounds == bounds and self._alike(speeds, at) for bounds, at in self._taken_back):
+        if any(best.bounds == bounds and self._alike(speeds, at) for bounds, at in self._refused):
             return Decision(f"{what}; the cut for that was tried, and did not pay or failed")
         target = best.model_copy(
             update={
@@ -214,19 +223,20 @@ class RebalancePolicy:
         speeds = []
         for rank, seconds in enumerate(pass_seconds):
             stage = stage_of[rank // self._per_stage]
-            speeds.append(float(costs.seconds[bounds[stage + 1]] - costs.seconds[bounds[stage]]) / seconds)
+            work = float(costs.seconds[bounds[stage + 1]] - costs.seconds[bounds[stage]])
+            # Layers that take no time tell nothing of a speed.
+            speeds.append(work / seconds if work > 0 else self._profile.devices[rank].relative_speed)
         return tuple(speeds)
 
     def _alike(self, some: Speeds, others: Speeds) -> bool:
         most = math.log1p(self._rules.tolerance)
-        return all(abs(math.log(a / b)) <= most for a, b in zip(some, others) if a > 0 and b > 0)
+        return all(abs(math.log(a / b)) <= most for a, b in zip(some, others))
 
     def _at(self, speeds: Speeds) -> Profile:
         """The profile with these speeds, its devices in the order of the stages that run on them: where a stage runs stays."""
         profile = self._profile
         devices = [
-            device.model_copy(update={"relative_speed": speed if speed > 0 else device.relative_speed})
-            for device, speed in zip(profile.devices, speeds)
+            device.model_copy(update={"relative_speed": speed}) for device, speed in zip(profile.devices, speeds)
         ]
         ranks = [group * self._per_stage + place for group in self._order for place in range(self._per_stage)]
         place_of = {rank: place for place, rank in enumerate(ranks)}

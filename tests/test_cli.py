@@ -113,7 +113,7 @@ def test_the_schema_is_printed():
     ("arguments", "said"),
     [
         (["--stages", 9], "9 stages, but only 5 layers"),
-        (["--stages", 2, "--method", "best"], "unknown partitioner 'best' (--method); known are: profile"),
+        (["--stages", 2, "--method", "best"], "unknown partitioner 'best' (--method); known are: adaptive, profile"),
         (["--stages", 2, "--method", "simulated"], "num_micro_batches of the profile is not set"),
         (["--stages", 2, "--micro-batch", 9], "says nothing of micro-batch 9 × length 8; measured are 1 × 8, 3 × 8"),
         (["--stages", 2, "--virtual", 2, "--method", "profile"], "virtual stages are cut by 'interleaved' alone"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from training import GLOBAL_MICRO_BATCHES, Run, deepspeed_config, global_batches, recommender, reference
 
-RUN = Run(steps=8, tied=False, bounds=(0, 3, 6))
+RUN = Run(steps=4, tied=False, bounds=(0, 3, 6))
 
 
 def trimmed(inputs, labels):

@@ -52,11 +52,10 @@ def train_on_drifting_ranks(run, slow, phases):
     return losses, seen, plan
 
 
-@pytest.mark.parametrize("zero", [0, 1])
-def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools, zero):
+def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools):
     from recparallel.events import Move, MoveOutcome
 
-    run = replace(RUN, zero=zero, steps=45)
+    run = replace(RUN, steps=45)
     everyone = pools[2].run(train_on_drifting_ranks, run=run, slow=1, phases={12: 25.0, 28: 5.0})
     for losses, seen, _ in everyone:
         assert losses == pytest.approx(reference(run), rel=1e-5)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from training import Run, deepspeed_config, global_batches, make_engine, recommender, reference, train
 
-RUN = Run(steps=6, dropout=0.2, tied=True)
+RUN = Run(steps=3, dropout=0.2, tied=True)
 
 KIB = 130
 """Of memory: less than the stages need with all their activations, more than without any."""

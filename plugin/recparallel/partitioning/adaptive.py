@@ -186,9 +186,11 @@ class RebalancePolicy:
         speeds, assumed = steady.speeds, self._assumed
         if self._has_decided and self._alike(speeds, assumed):
             return Decision(f"no rank's speed has changed by more than {self._rules.tolerance:.0%}")
-        self._assumed, self._has_decided = speeds, True
         changed = max(range(len(speeds)), key=lambda rank: abs(math.log(speeds[rank] / assumed[rank])))
         what = f"the speed of rank {changed} went from {assumed[changed]:.2f} to {speeds[changed]:.2f}"
+        if not self._has_decided:
+            what = "the cut was given, and now speeds are known"
+        self._assumed, self._has_decided = speeds, True
         profile = self._at(speeds)
         try:
             best = minimize_step_evenly(profile, self.partition.num_stages)

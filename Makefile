@@ -41,6 +41,7 @@ bench: install
 	$(BIN)/python -m benchmarks partition --json docs/results/partition.json
 	$(BIN)/python -m benchmarks rebalance --json docs/results/rebalance.json
 	$(BIN)/python -m benchmarks tensor --json docs/results/tensor.json
+	$(BIN)/python -m benchmarks transfers --json docs/results/transfers.json
 
 check: install
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ from benchmarks.peers.trainer import Job
 from benchmarks.rebalance_plot import plot_steps, plot_timelines
 from benchmarks.rebalance_rank import Order
 from benchmarks.rebalance_story import Schedule, Story, tell
-from benchmarks.results import Results, row_of
+from benchmarks.results import Results, Row, row_of
 from benchmarks.study_tables import markdown_table, write_between_markers
 from benchmarks.tuning import chosen_setting, tune
 from benchmarks.workloads import Workload, get_workload
@@ -52,7 +52,8 @@ COLUMNS = (
     "steps until 90 % of it",
     "node back",
     "steps until 90 % of before",
-    "moves: s (steps)",
+    "moves",
+    "of each",
 )
 STOCK_COLUMNS = ("cluster", "side", "step before s", "node halved", "restarted", "restart s", "ours, moved, over it")
 
@@ -93,30 +94,41 @@ def run(options: Options) -> int:
         f"expected duration: about {len(specs) * rounds * 7:.0f} minutes, and 5 for each cluster without probes"
     )
     compile_extension()
-    found: dict[str, list[Round]] = {}
     for spec in specs:
         sides = [get_side(name) for name in (ANEW, *STOCK)]
         if not options.quick:
             tune(sides, workload, spec, choices, enter=lambda spec: _entered(spec, options), settles=1)
+        found: list[Round] = []
         for number in range(rounds):
             with _entered(spec, options) as cluster:
-                one = _round(cluster, workload, choices)
-            found.setdefault(spec.name, []).append(one)
-            console.print(f"  {spec.name}, round {number + 1} of {rounds}: {_in_words(one)}", markup=False)
-            _record(results, workload.name, spec.name, found[spec.name])
+                found.append(_round(cluster, workload, choices))
+            console.print(f"  {spec.name}, round {number + 1} of {rounds}: {_in_words(found[-1])}", markup=False)
+            _record(results, workload.name, spec.name, found)
             if options.json:
-                results.save(options.json)
-    lines, stock_lines = _lines(found), _stock_lines(found)
-    for columns, own in ((COLUMNS, lines), (STOCK_COLUMNS, stock_lines)):
+                publish(results, options.json, document=None if options.quick else DOCUMENT)
+                plot_round(found[-1].reports, found[-1].anew, spec.name, options.json)
+    for columns, lines in ((COLUMNS, lines_of(results)), (STOCK_COLUMNS, stock_lines_of(results))):
         table = Table()
         for column in columns:
             table.add_column(column, overflow="fold")
-        for line in own:
+        for line in lines:
             table.add_row(*line)
         console.print(table)
-    if options.json:
-        _publish(found, options, lines, stock_lines)
     return 0
+
+
+def publish(results: Results, path: Path, *, document: Path | None) -> None:
+    """What has been measured so far: the JSON, and the tables of a document that stands beside the results' folder."""
+    results.save(path)
+    if document is not None and document.is_file() and path.resolve().parent == document.parent.resolve() / "results":
+        tables = (markdown_table(COLUMNS, lines_of(results)), markdown_table(STOCK_COLUMNS, stock_lines_of(results)))
+        write_between_markers(document, "\n\n".join(tables), name="rebalance")
+
+
+def plot_round(reports: list[dict[str, Any]], anew: float, cluster: str, path: Path) -> None:
+    """The pictures of a run, beside the JSON."""
+    plot_steps(reports, Schedule(), anew, path.with_name(f"{path.stem}-steps-{cluster}.png"))
+    plot_timelines(reports, Schedule(), path.with_name(f"{path.stem}-timeline-{cluster}.png"))
 
 
 @contextmanager
@@ -213,68 +225,49 @@ def _record(results: Results, workload: str, cluster: str, rounds: list[Round]) 
             add(side, entry.name, "s", [asdict(one.restarts[side])[entry.name] for one in rounds])
 
 
-def _lines(found: Mapping[str, list[Round]]) -> list[tuple[str, ...]]:
+def lines_of(results: Results) -> list[tuple[str, ...]]:
+    """A line for each cluster: our pipeline through both changes."""
     lines: list[tuple[str, ...]] = []
-    for cluster, rounds in found.items():
-        stories = [one.story for one in rounds]
-        moves = "; ".join(
-            ", ".join(f"{seconds:.2f} ({steps:.1f})" for _, seconds, steps in story.moves) for story in stories
-        )
+    for cluster in dict.fromkeys(row.cluster for row in results.rows):
+        own = {(row.side, row.metric): row for row in results.rows if row.cluster == cluster}
+
+        def cell(metric: str, form: str = "{:.2f}", side: str = ADAPTIVE, own: Mapping[Any, Row] = own) -> str:
+            row = own.get((side, metric))
+            return "never" if row is None else _spread(row, form)
+
+        runs = own[ADAPTIVE, "before_seconds"].runs
         lines.append(
             (
-                cluster,
-                _spread([story.before for story in stories]),
-                _spread([story.dropped for story in stories]),
-                _spread([story.settled for story in stories]),
-                _spread([one.anew for one in rounds]),
-                _spread([one.anew / one.story.settled for one in rounds], "{:.0%}"),
-                ", ".join(_count(story.steps_to_reach) for story in stories),
-                _spread([story.again for story in stories]),
-                ", ".join(_count(story.steps_to_return) for story in stories),
-                moves,
+                f"{cluster} ({runs} {'round' if runs == 1 else 'rounds'})",
+                cell("before_seconds"),
+                cell("dropped_seconds"),
+                cell("settled_seconds"),
+                cell("settled_seconds", side=ANEW),
+                cell("of_cut_anew", "{:.0%}"),
+                cell("steps_to_reach", "{:.0f}"),
+                cell("again_seconds"),
+                cell("steps_to_return", "{:.0f}"),
+                cell("moves", "{:.0f}"),
+                f"{cell('move_seconds')} s, {cell('move_steps')} steps",
             )
         )
     return lines
 
 
-def _stock_lines(found: Mapping[str, list[Round]]) -> list[tuple[str, ...]]:
+def stock_lines_of(results: Results) -> list[tuple[str, ...]]:
+    """A line for each stock side on each cluster."""
     lines: list[tuple[str, ...]] = []
-    for cluster, rounds in found.items():
-        for side in rounds[0].restarts:
-            own = [one.restarts[side] for one in rounds]
-            lines.append(
-                (
-                    cluster,
-                    side,
-                    _spread([restart.before for restart in own]),
-                    _spread([restart.slow for restart in own]),
-                    _spread([restart.restarted for restart in own]),
-                    _spread([restart.restart_seconds for restart in own], "{:.1f}"),
-                    _spread([one.restarts[side].restarted / one.story.settled for one in rounds]),
-                )
-            )
+    for cluster, side in dict.fromkeys((row.cluster, row.side) for row in results.rows if row.side in STOCK):
+        own = {row.metric: row for row in results.rows if (row.cluster, row.side) == (cluster, side)}
+        ours = next(
+            row for row in results.rows if (row.cluster, row.side, row.metric) == (cluster, ADAPTIVE, "settled_seconds")
+        )
+        times = [_spread(own[metric]) for metric in ("before", "slow", "restarted")]
+        over = f"{own['restarted'].median / ours.median:.2f}"
+        lines.append((cluster, side, *times, _spread(own["restart_seconds"], "{:.1f}"), over))
     return lines
 
 
-def _spread(values: list[float], form: str = "{:.2f}") -> str:
-    middle = form.format(median(values))
-    return middle if len(values) == 1 else f"{middle} ({form.format(min(values))}–{form.format(max(values))})"
-
-
-def _count(steps: int | None) -> str:
-    return "never" if steps is None else str(steps)
-
-
-def _publish(
-    found: Mapping[str, list[Round]], options: Options, lines: list[tuple[str, ...]], stock: list[tuple[str, ...]]
-) -> None:
-    """Pictures of the last round of each cluster, and the tables in the document of a full run."""
-    path = options.json
-    assert path is not None
-    for cluster, rounds in found.items():
-        plot_steps(rounds[-1].reports, Schedule(), rounds[-1].anew, path.with_name(f"{path.stem}-steps-{cluster}.png"))
-        plot_timelines(rounds[-1].reports, Schedule(), path.with_name(f"{path.stem}-timeline-{cluster}.png"))
-    documented = DOCUMENT.is_file() and path.resolve().parent == DOCUMENT.parent.resolve() / "results"
-    if documented and not options.quick:
-        tables = f"{markdown_table(COLUMNS, lines)}\n\n{markdown_table(STOCK_COLUMNS, stock)}"
-        write_between_markers(DOCUMENT, tables, name="rebalance")
+def _spread(row: Row, form: str = "{:.2f}") -> str:
+    middle, least, most = (form.format(value) for value in (row.median, row.min, row.max))
+    return middle if least == most else f"{middle} ({least}–{most})"

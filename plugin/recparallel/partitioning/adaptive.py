@@ -135,7 +135,7 @@ class RebalancePolicy:
             return Decision(f"rank {silent[0]} could not time its passes", failed=True)
         now = _Steady(self._speeds([seconds or 0.0 for seconds in look.pass_seconds]), look.step_seconds)
         before, self._previous = self._previous, now
-        if before is None or not self._alike(now.speeds, before.speeds):
+        if before is None or not self._agree(now.speeds, before.speeds):
             return Decision("speeds are not known yet, or are changing")
         speeds = tuple((a + b) / 2 for a, b in zip(now.speeds, before.speeds))
         steady = _Steady(speeds, (now.step_seconds + before.step_seconds) / 2)
@@ -230,9 +230,16 @@ class RebalancePolicy:
             speeds.append(work / seconds if work > 0 else self._profile.devices[rank].relative_speed)
         return tuple(speeds)
 
+    def _agree(self, now: Speeds, before: Speeds) -> bool:
+        """Two looks tell the same: of each rank the same speed, or that it has not changed."""
+        near = self._near
+        return all(near(a, b) or (near(a, old) and near(b, old)) for a, b, old in zip(now, before, self._assumed))
+
     def _alike(self, some: Speeds, others: Speeds) -> bool:
-        most = math.log1p(self._rules.tolerance)
-        return all(abs(math.log(a / b)) <= most for a, b in zip(some, others))
+        return all(map(self._near, some, others))
+
+    def _near(self, a: float, b: float) -> bool:
+        return abs(math.log(a / b)) <= math.log1p(self._rules.tolerance)
 
     def _at(self, speeds: Speeds) -> Profile:
         """The profile with these speeds, its devices in the order of the stages that run on them: where a stage runs stays."""

@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # What DeepSpeed compiles at its first start lives with the environment, and is built when it is made.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install train test test-gpu bench check format clean
+.PHONY: install train test test-slow test-gpu bench check format clean
 
 install: $(STAMP)
 
@@ -30,7 +30,10 @@ train: install
 	  --output_dir $(OUTPUT) --overwrite_output_dir
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

@@ -62,7 +62,13 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
     ("processes", "section", "more", "under"),
     [
         (2, {"stages": 1, "compression": {"codec": "top_k", "ratio": 0.1}}, {"zero_optimization": {"stage": 1}}, None),
-        (2, {"stages": 2, "spread_head": True}, {}, {"recparallel": {"stages": 1, "tensor": 2}}),
+        pytest.param(
+            2,
+            {"stages": 2, "spread_head": True},
+            {},
+            {"recparallel": {"stages": 1, "tensor": 2}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["top_k with ZeRO-1", "pipeline with a spread head, resumed as tensor ranks"],
 )

@@ -99,7 +99,7 @@ def test_a_file_is_read_and_its_path_is_in_the_message(tmp_path: Path) -> None:
 
 
 def test_the_named_clusters_are_those_that_results_speak_of() -> None:
-    assert set(CLUSTERS) == {"flat", "two_tier", "mixed", "fast", "eight"}
+    assert set(CLUSTERS) == {"flat", "two_tier", "mixed", "fast", "narrow", "eight"}
     assert CLUSTERS["two_tier"].world_size == 4
     assert CLUSTERS["fast"].limits(0).link_mbit is None
     assert CLUSTERS["mixed"].limits(2).cpu == 0.25

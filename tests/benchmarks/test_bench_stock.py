@@ -176,6 +176,7 @@ def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
         write_between_markers(tmp_path / "x.md", "table", name="stock")
 
 
+@pytest.mark.slow
 def test_two_sides_on_two_ranks_agree_in_loss_and_a_crash_between_is_recorded() -> None:
     def job(side: str, workload: str) -> Job:
         return Job(side, side, workload, Setting(2, "fp32"), warmup=0, steps=1, global_batch=4)

@@ -8,7 +8,7 @@ from training import Run, train_on_engine
 
 def as_deepspeed_does(run):
     """Losses where every micro-batch's gradients are handed over by themselves."""
-    from recparallel.engines import deepspeed as ours
+    from recparallel.engines import stage_bindings as ours
 
     original = ours.bind_native_accumulation
     ours.bind_native_accumulation = lambda engine, bindings: None

@@ -122,8 +122,9 @@ def train_with_a_failed_move(run, fails, rank):
     return losses, str(raised.value), same and cut
 
 
-@pytest.mark.parametrize("zero", [0, 1])
-@pytest.mark.parametrize("fails", ["build_layer", "pack", "restore", "let_it_train"])
+@pytest.mark.parametrize(
+    ("fails", "zero"), [("build_layer", 0), ("pack", 1), ("let_it_train", 0), ("restore", 0), ("restore", 1)]
+)
 def test_a_move_that_fails_changes_nothing(pools, fails, zero):
     """While layers are built or packed, and while they are installed."""
     run = replace(STILL, zero=zero, bounds=(0, 3, 6))

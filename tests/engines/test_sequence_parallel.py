@@ -64,6 +64,7 @@ def test_in_bf16_losses_are_near_those_of_one_process(pools, dtype, zero):
     _agree(pools, 4, run_of(dtype=dtype, zero=zero), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_with_stages_replicas_and_zero_1(pools):
     _agree(pools, 8, run_of(zero=1, family="qwen3, one key head"))
 

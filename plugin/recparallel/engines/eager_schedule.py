@@ -99,6 +99,7 @@ def bind_eager_schedule(engine: Any, bindings: Bindings, *, wire: str = "same", 
         wire: name of what activations and gradients are on their way (:mod:`recparallel.compression.wire`).
         dynamic: micro-batches differ in rows and positions, and every stage has them.
     """
+    engine.reset_activation_shape()  # what an earlier schedule has learned of shapes is not known here
     transfers = _Transfers(engine, wire)
     if dynamic:
         bindings.bind(engine, TRANSFERS, transfers)

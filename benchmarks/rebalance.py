@@ -125,7 +125,7 @@ def publish(results: Results, path: Path, *, document: Path | None) -> None:
         write_between_markers(document, "\n\n".join(tables), name="rebalance")
 
 
-def plot_round(reports: list[dict[str, Any]], anew: float, cluster: str, path: Path) -> None:
+def plot_round(reports: list[dict[str, Any]], anew: float | None, cluster: str, path: Path) -> None:
     """The pictures of a run, beside the JSON."""
     plot_steps(reports, Schedule(), anew, path.with_name(f"{path.stem}-steps-{cluster}.png"))
     plot_timelines(reports, Schedule(), path.with_name(f"{path.stem}-timeline-{cluster}.png"))

@@ -10,13 +10,13 @@ _COLOURS = {"forward": "tab:blue", "backward": "tab:green", "optimizer": "tab:pu
 _WAITS = {"recv_activation", "recv_grad", "send_activation", "send_grad", "reduce_tied", "reduce", "finish_transfers"}
 
 
-def plot_steps(reports: Sequence[dict[str, Any]], at: Schedule, optimum: float, path: Path) -> None:
+def plot_steps(reports: Sequence[dict[str, Any]], at: Schedule, optimum: float | None, path: Path) -> None:
     """Seconds of every step, and of the passes of each stage in it; when the node changed, and when layers moved.
 
     Args:
         reports: of :mod:`benchmarks.rebalance_rank`, by rank.
         at: when the node was slow.
-        optimum: seconds of a step with the best cut for the slow node.
+        optimum: seconds of a step with the best cut for the slow node, if it was measured beside.
         path: the PNG file.
     """
     figure, axes = _figure(9, 4.5)
@@ -27,7 +27,8 @@ def plot_steps(reports: Sequence[dict[str, Any]], at: Schedule, optimum: float, 
         )
     axes.plot(numbers, [step["seconds"] for step in reports[0]["steps"]], "k.-", label="step")
     axes.axvspan(at.slow, at.recovered, color="0.92", label="one node at half speed")
-    axes.hlines(optimum, at.slow, at.recovered, "tab:red", "dashed", label="step, cut anew")
+    if optimum is not None:
+        axes.hlines(optimum, at.slow, at.recovered, "tab:red", "dashed", label="step, cut anew")
     for move in reports[0]["moves"]:
         axes.axvline(
             move["step"] + 0.5, color="tab:orange", label=f"move to {'/'.join(map(str, _sizes(move['after'])))}"

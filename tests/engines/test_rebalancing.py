@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from training import Run, make_engine, reference, train
@@ -48,7 +49,8 @@ def train_on_drifting_ranks(run, slow, phases, writing):
         for step in range(run.steps):
             if step in phases and dist.get_rank() == slow:
                 pace.milliseconds = phases[step]
-            engine.recparallel.writing = lambda busy=step in writing and dist.get_rank() == 0: busy
+            is_writing = step in writing and dist.get_rank() == 0
+            engine.recparallel.writing = partial(bool, is_writing)
             losses += train(engine, replace(run, steps=step + 1), first=step)
     return losses, seen, engine.recparallel.plan.partition
 

@@ -33,10 +33,12 @@ def environment() -> dict[str, str]:
     return {**own, "PATH": path, "PYTHONPATH": source, "WANDB_MODE": "offline"}
 
 
-def launch(processes: int, *arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
-    """Run the recipe to its end; output and errors come back together."""
+def launch(
+    processes: int, *arguments: str, timeout: float = 240.0, program: Path = RECIPE
+) -> subprocess.CompletedProcess[str]:
+    """Run the recipe, or another program, to its end; output and errors come back together."""
     return subprocess.run(
-        command(processes, *arguments),
+        command(processes, *arguments, program=program),
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,

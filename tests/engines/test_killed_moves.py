@@ -2,11 +2,10 @@
 
 import os
 import random
-import subprocess
 import time
 
 import pytest
-from launching import ROOT, command, environment
+from launching import ROOT, launch
 
 PROGRAM = ROOT / "tests" / "moving_training.py"
 MOMENTS = int(os.environ.get("RECPARALLEL_MOMENTS", "1"))
@@ -18,25 +17,12 @@ def test_a_rank_killed_during_a_move_stops_the_job(tmp_path, seed):
     moment = random.Random(seed)
     processes = moment.choice([2, 4]) if MOMENTS > 1 else 2
     victim, which, share = moment.randrange(processes), moment.randint(1, 6), moment.uniform(0, 1)
-    done = _launch(processes, str(tmp_path), "kill", str(victim), str(which), f"{share:.3f}")
+    done = launch(processes, str(tmp_path), "kill", str(victim), str(which), f"{share:.3f}", program=PROGRAM)
     ended = time.time()
     assert done.returncode != 0
     assert (tmp_path / "killed").is_file(), done.stdout
     assert ended - float((tmp_path / "killed").read_text()) < 60
     assert "return code = -9" in done.stdout or "lost a peer" in done.stdout, done.stdout
-    again = _launch(processes, str(tmp_path), "resume")
+    again = launch(processes, str(tmp_path), "resume", program=PROGRAM)
     assert again.returncode == 0, again.stdout
     assert [(tmp_path / f"resumed_{rank}").read_text() for rank in range(processes)] == ["5"] * processes
-
-
-def _launch(processes, *arguments):
-    return subprocess.run(
-        command(processes, *arguments, program=PROGRAM),
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=150,
-    )

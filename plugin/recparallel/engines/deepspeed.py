@@ -7,7 +7,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,17 @@ from recparallel.engines.build_lock import warn_about_build_lock
 from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import data_parallel_group
+from recparallel.engines.handle import Handle
 from recparallel.engines.moving import check_movable
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
 from recparallel.engines.rebalancing import bind_rebalancing
 from recparallel.engines.seams import check_version
-from recparallel.engines.stage_bindings import bind_stage
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
 from recparallel.models.attention import with_attention
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import check_spreadable, shared_among
-from recparallel.plan import ParallelPlan, Partition, Profile
+from recparallel.plan import Partition, Profile
 from recparallel.profiling.sums import GradientSums
 from recparallel.tensor_parallel import TensorRanks
 from recparallel.tensor_parallel.ranks import check_positions
@@ -48,59 +48,6 @@ logger = logging.getLogger(__name__)
 
 _POSITIONS = 8
 """Dynamic lengths are multiples of it: fewer different shapes."""
-
-
-class Handle:
-    """What recparallel put on one engine.
-
-    Attributes:
-        engine: the DeepSpeed engine.
-        hook: the gradient hook, or None when DeepSpeed's own exchange runs.
-        plan: what is being executed; None for an engine without a pipeline.
-        checkpoint: the one that was written or loaded last; its step says whether it still holds what the engine does.
-        writing: tells whether a checkpoint is being written beside the training.
-    """
-
-    checkpoint: Path | None = None
-    plan: ParallelPlan | None = None
-    writing: Callable[[], bool] = staticmethod(lambda: False)
-
-    def __init__(self, engine: Any, hook: BoundHook | None, section: RecParallelConfig, bindings: Bindings) -> None:
-        self.engine, self.hook = engine, hook
-        self._section, self._bindings, self._of_stage = section, bindings, Bindings()
-
-    def bind_stage(self) -> None:
-        """Put on what hangs on the layers that the stage holds, and take the plan down."""
-        bind_stage(self.engine, self.hook, self._section, self._of_stage)
-        if isinstance(self.engine, PipelineEngine):
-            self.plan = _plan_of(self.engine, self.hook)
-
-    def unbind_stage(self) -> None:
-        """Take it off, so that the layers can change."""
-        self._of_stage.remove()
-
-    def remove(self) -> None:
-        """Leave the engine as it was before. A second call does nothing."""
-        self.unbind_stage()
-        self._bindings.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What this rank must store beside weights and optimizer: residuals and other state of the hook."""
-        return {} if self.hook is None else {"hook": self.hook.name, "state": self.hook.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
-
-        Raises:
-            HookError: the state belongs to another hook.
-        """
-        stored, own = state.get("hook"), None if self.hook is None else self.hook.name
-        if stored != own:
-            raise HookError(
-                f"the checkpoint holds state of gradient hook {stored!r}, this engine runs {own!r}; attach the same hook"
-            )
-        if self.hook is not None:
-            self.hook.load_state_dict(state["state"])
 
 
 def initialize(
@@ -350,24 +297,6 @@ def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
         raise HookError(
             f"gradient hook {hook.name!r} averages by itself; remove prescale_gradients and gradient_predivide_factor"
         )
-
-
-def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:
-    module = engine.module
-    partition = getattr(module, "partition", None) or Partition(
-        bounds=tuple(map(int, module.parts)), method="deepspeed"
-    )
-    return ParallelPlan(
-        pipeline=engine.grid.pipe_parallel_size,
-        tensor=engine.grid.model_parallel_size,
-        data=engine.grid.data_parallel_size,
-        partition=partition,
-        micro_batch=engine.micro_batch_size,
-        num_micro_batches=engine.micro_batches,
-        compression="none" if hook is None else hook.name,
-        zero_stage=engine.zero_optimization_stage(),
-        dtype=str(engine.get_data_types()[0]).removeprefix("torch."),
-    )
 
 
 def _loader(engine: Any, training_data: Any, max_length: int, section: RecParallelConfig) -> WindowLoader:

@@ -127,6 +127,7 @@ class RebalancePolicy:
         self._unjudged: _Move | None = None
         self._refused: list[tuple[tuple[int, ...], Speeds]] = []
         self._overhead: float | None = None
+        self._alike_looks: list[Speeds] = []
 
     def look(self, look: Look) -> Decision:
         """Judge the last move, if that is due, and decide about the next."""
@@ -153,6 +154,7 @@ class RebalancePolicy:
             self._unjudged = _Move(self.partition, self._steady)
         self._overhead = max(0.0, seconds - self._transfer_seconds(decision.target))
         self.partition, self._previous = decision.target, None
+        self._alike_looks.clear()
 
     def failed(self, decision: Decision) -> None:
         """The move could not be made: not again at these speeds."""
@@ -183,9 +185,12 @@ class RebalancePolicy:
         )
 
     def _decide(self, steady: "_Steady") -> Decision:
-        speeds, assumed = steady.speeds, self._assumed
-        if self._has_decided and self._alike(speeds, assumed):
+        assumed = self._assumed
+        if self._has_decided and self._alike(steady.speeds, assumed):
+            self._alike_looks.append(steady.speeds)
             return Decision(f"no rank's speed has changed by more than {self._rules.tolerance:.0%}")
+        speeds = self._over_time(steady.speeds)
+        self._alike_looks.clear()
         changed = max(range(len(speeds)), key=lambda rank: abs(math.log(speeds[rank] / assumed[rank])))
         what = f"the speed of rank {changed} went from {assumed[changed]:.2f} to {speeds[changed]:.2f}"
         if not self._has_decided:
@@ -229,6 +234,13 @@ class RebalancePolicy:
             # Layers that take no time tell nothing of a speed.
             speeds.append(work / seconds if work > 0 else self._profile.devices[rank].relative_speed)
         return tuple(speeds)
+
+    def _over_time(self, speeds: Speeds) -> Speeds:
+        """Those of ranks that have not changed are better known: the mean since the last decision."""
+        means = [sum(of_rank) / len(of_rank) for of_rank in zip(speeds, *self._alike_looks)]
+        return tuple(
+            mean if self._near(speed, old) else speed for speed, mean, old in zip(speeds, means, self._assumed)
+        )
 
     def _agree(self, now: Speeds, before: Speeds) -> bool:
         """Two looks tell the same: of each rank the same speed, or that it has not changed."""

@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python -m benchmarks rebalance --json docs/results/rebalance.json
 	$(BIN)/python -m benchmarks tensor --json docs/results/tensor.json
 	$(BIN)/python -m benchmarks transfers --json docs/results/transfers.json
+	$(BIN)/python -m benchmarks codecs --json docs/results/codecs.json
 
 check: install
 	$(BIN)/ruff check .

@@ -101,16 +101,38 @@ class PartitionConfig(_Section):
         return self.method in registry.partitioners
 
 
+class MomentumCorrectionConfig(_Section):
+    """Momentum on the sending side, in place of the optimizer's own.
+
+    Attributes:
+        momentum: in [0, 1).
+        clip: largest norm of the sum of all replicas' gradients for a bucket; None is not to clip.
+    """
+
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    clip: float | None = Field(default=None, gt=0.0)
+
+
 class CompressionConfig(_Section):
     """What is exchanged between replicas: a codec by name, its options beside it.
 
-    Keys other than ``codec`` and ``error_feedback`` are options of the codec, checked by the codec itself.
+    Keys other than these are options of the codec, checked by the codec itself.
+
+    Attributes:
+        codec: by name.
+        aggregation: how payloads are summed; ``auto`` is the codec's own way.
+        error_feedback: send next time what was left out.
+        momentum_correction: in place of error feedback.
+        warm_up_steps: over which a codec with a ratio comes down to it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     codec: str = "none"
+    aggregation: str = "auto"
     error_feedback: bool = Field(default=True, strict=True)
+    momentum_correction: MomentumCorrectionConfig | None = None
+    warm_up_steps: int = Field(default=0, ge=0, strict=True)
 
     @field_validator("codec")
     @classmethod
@@ -118,6 +140,13 @@ class CompressionConfig(_Section):
         if codec not in registry.codecs:
             raise UnknownNameError("codec", codec, registry.codecs)
         return codec
+
+    @field_validator("aggregation")
+    @classmethod
+    def _known_aggregation(cls, name: str) -> str:
+        if name != "auto" and name not in registry.aggregations:
+            raise UnknownNameError("aggregation", name, ["auto", *registry.aggregations])
+        return name
 
     @property
     def options(self) -> dict[str, Any]:
@@ -213,6 +242,7 @@ def _fields_at(path: list[str]) -> list[str]:
         "partition": PartitionConfig,
         "rebalance": RebalanceConfig,
         "compression": CompressionConfig,
+        "momentum_correction": MomentumCorrectionConfig,
     }
     return list(sections.get(path[-1] if path else "", RecParallelConfig).model_fields)
 

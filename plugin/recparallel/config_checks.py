@@ -214,18 +214,19 @@ def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfi
     zero = deepspeed_config.get("zero_optimization") or {}
     stage = zero_stage(deepspeed_config)
     where = f"{SECTION}.compression"
-    if stage >= 2:
+    if stage > 2:
         raise ConfigError(
-            f"{where}.codec is {config.compression.codec!r} with zero_optimization.stage {stage}: gradients are cut and "
-            "reduced inside the backward pass there; codecs run with stage 0 or 1"
+            f"{where}.codec is {config.compression.codec!r} with zero_optimization.stage {stage}: weights and "
+            "gradients are cut there; codecs run with stages 0, 1 and 2"
         )
-    if precision(deepspeed_config) == "float16":
+    if precision(deepspeed_config) == "float16" and not stage:
         raise ConfigError(
-            f"{where} with fp16.enabled: residuals would mix gradients of different loss scales; use bf16 or fp32"
+            f"{where} with fp16.enabled and zero_optimization.stage 0: DeepSpeed divides gradients there by a loss scale that "
+            "it has not multiplied the loss with; use stage 1 or 2, or bf16"
         )
-    if stage == 1 and zero.get("overlap_comm"):
+    if stage and zero.get("overlap_comm"):
         raise ConfigError(f"{where} with zero_optimization.overlap_comm: true is not supported; set it to false")
-    if stage == 1 and zero.get("contiguous_gradients") is False:
+    if stage and zero.get("contiguous_gradients") is False:
         raise ConfigError(f"{where} needs zero_optimization.contiguous_gradients: true (the default), got false")
     if deepspeed_config.get("prescale_gradients") or deepspeed_config.get("gradient_predivide_factor", 1.0) != 1.0:
         raise ConfigError(

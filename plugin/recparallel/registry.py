@@ -21,11 +21,27 @@ PARTITIONERS = {
 }
 
 CODECS = {
+    "bf16": "recparallel.compression.cast:BFloat16Codec",
+    "block_top_k": "recparallel.compression.block_top_k:BlockTopK",
+    "fp16": "recparallel.compression.cast:Float16Codec",
+    "int4": "recparallel.compression.int4:Int4",
+    "int8": "recparallel.compression.int8:Int8",
     "none": "recparallel.data_parallel.synchronous:dense_hook",
+    "power_sgd": "recparallel.data_parallel.power_sgd:power_sgd",
+    "random_k": "recparallel.compression.random_k:RandomK",
+    "sign": "recparallel.compression.sign:Sign",
     "top_k": "recparallel.compression.top_k:TopK",
+    "top_k_threshold": "recparallel.compression.top_k_threshold:TopKThreshold",
     "torch_fp16": "recparallel.data_parallel.torch_hooks:fp16",
     "torch_bf16": "recparallel.data_parallel.torch_hooks:bf16",
     "torch_powersgd": "recparallel.data_parallel.torch_hooks:powersgd",
+}
+
+AGGREGATIONS = {
+    "gathered": "recparallel.collectives.gathered:Gathered",
+    "reduced": "recparallel.collectives.reduced:Reduced",
+    "sparse": "recparallel.collectives.sparse:SparseRegions",
+    "two_hop": "recparallel.collectives.two_hop:TwoHop",
 }
 
 READERS = {
@@ -91,6 +107,7 @@ class Registry:
 
 partitioners = Registry("partitioner", PARTITIONERS, group="recparallel.partitioners")
 codecs = Registry("codec", CODECS, group="recparallel.codecs")
+aggregations = Registry("aggregation", AGGREGATIONS, group="recparallel.aggregations")
 readers = Registry("dataset", READERS, group="recparallel.readers")
 families = Registry("model family", FAMILIES, group="recparallel.families")
 losses = Registry("loss", LOSSES, group="recparallel.losses")

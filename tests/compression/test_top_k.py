@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recparallel.compression.packed import pack_into, unpack
 from recparallel.compression.top_k import TopK
 from recparallel.config import parse_config
 from recparallel.data_parallel.configured import check_codec
@@ -51,14 +52,17 @@ def test_shapes_and_types_depend_on_the_size_alone(size, dtype, ratio, seeds):
 def test_the_size_that_is_told_is_the_size_that_is_sent(size, dtype, ratio, seed):
     codec = TopK(ratio=ratio)
     payload = codec.encode(gradient(size, dtype, seed))
-    sent = sum(tensor.numel() * tensor.element_size() for tensor in payload)
-    assert codec.payload_bytes(size, dtype.itemsize) == sent
+    wire = torch.empty(codec.payload_bytes(size, dtype), dtype=torch.uint8)
+    pack_into(payload, wire)
+    assert all(map(torch.equal, unpack(wire, codec.layout(size, dtype)), payload))
 
 
 def test_positions_beyond_31_bits_take_8_bytes():
-    codec = TopK(ratio=1e-9)
-    assert codec.payload_bytes(2**31 - 1, 4) == 3 * (4 + 4)
-    assert codec.payload_bytes(2**31, 4) == 3 * (4 + 8)
+    codec = TopK(ratio=2e-9)
+    assert (
+        codec.payload_bytes(2**31 - 1, torch.float32) == 5 * 4 + 4 + 5 * 4 + 4
+    )  # each part is filled up to eight bytes
+    assert codec.payload_bytes(2**31, torch.float32) == 5 * 4 + 4 + 5 * 8
 
 
 @settings(max_examples=60, deadline=None)

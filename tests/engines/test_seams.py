@@ -122,6 +122,12 @@ OWN_ATTRIBUTES = {
     "_took",
     "_begin",
     "_end",
+    # _ZeroExchange
+    "_bind_behind_backward",
+    "_bind_in_backward",
+    # DDPHandle, its dispatcher
+    "_dispatcher",
+    "_names",
 }
 """Private names of our own objects."""
 
@@ -129,6 +135,7 @@ STANDARD = {"_exit"}
 """``os._exit``."""
 
 DATA = {
+    "_comm_hooks": "torch.nn.parallel.distributed:DistributedDataParallel",
     "_running_engine_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_support_torch_style_backward": "deepspeed.runtime.engine:DeepSpeedEngine",
     "_local_start": "deepspeed.runtime.pipe.module:PipelineModule",

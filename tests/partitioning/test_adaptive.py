@@ -121,6 +121,20 @@ def test_all_ranks_that_slow_down_together_change_nothing():
     assert run(policy, machines, looks=8) == []
 
 
+def test_a_host_that_slows_down_all_ranks_does_not_hide_that_one_changed():
+    """Every look is 10 % slower than the one before; rank 1 has been halved between the fourth and the fifth."""
+    machines = Machines([1.0] * STAGES)
+    policy = policy_for(machines)
+    assert run(policy, machines, looks=4) == []
+    machines.speeds[1] = 0.5
+    moves = []
+    for _ in range(2):
+        moves += run(policy, machines, looks=1)
+        machines.speeds = [0.86 * speed for speed in machines.speeds]
+    (move,) = moves
+    assert "rank 1" in move.reason
+
+
 def test_a_move_costs_no_more_than_it_saves():
     machines = Machines([1.0] * STAGES)
     policy = policy_for(machines, horizon=1)

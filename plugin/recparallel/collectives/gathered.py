@@ -4,23 +4,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recparallel.compression import Codec, Payload
+from recparallel.collectives.base import Aggregation, Summed, zeros_for_sum
+from recparallel.compression.base import Codec
+from recparallel.compression.packed import pack_into, unpack
 
 
-def sum_of_gathered(
-    codec: Codec, payload: Payload, *, size: int, dtype: torch.dtype, group: dist.ProcessGroup
-) -> Tensor:
-    """Sum over the ranks of ``group`` of what their payloads stand for, shape (size,), in ``dtype``.
+class Gathered(Aggregation):
+    """Every rank gets every rank's payload, in one message, and adds them in the order of ranks.
 
-    Payloads are added in the order of ranks, so the result is the same, bit for bit, on every rank.
+    ``(P - 1) · payload`` bytes arrive at each of P ranks: for two or three replicas, or payloads so small that latency decides.
     """
-    world = dist.get_world_size(group)
-    gathered: list[list[Tensor]] = []
-    for tensor in payload:
-        everyone = tensor.new_empty(world * tensor.numel())
-        dist.all_gather_into_tensor(everyone, tensor.contiguous().view(-1), group=group)
-        gathered.append([part.view(tensor.shape) for part in everyone.split(tensor.numel())])
-    total = torch.zeros(size, dtype=dtype, device=payload[0].device)
-    for rank in range(world):
-        codec.add_decoded(tuple(parts[rank] for parts in gathered), total)
-    return total
+
+    name = "gathered"
+
+    def sum(self, codec: Codec, flat_N: Tensor, *, seed: int, keep_rest: bool) -> Summed:
+        size, layout = len(flat_N), codec.layout(len(flat_N), flat_N.dtype)
+        num_bytes = codec.payload_bytes(size, flat_N.dtype)
+        wire_B = torch.empty(num_bytes, dtype=torch.uint8, device=flat_N.device)
+        pack_into(codec.encode(flat_N, seed=self.seed_of(codec, seed, rank=self.rank)), wire_B)
+        gathered_PB = wire_B.new_empty(self.world, num_bytes)
+        dist.all_gather_into_tensor(gathered_PB.view(-1), wire_B, group=self.group)
+        total_N, rest_N = zeros_for_sum(size, flat_N), None
+        for rank in range(self.world):
+            payload, own_seed = unpack(gathered_PB[rank], layout), self.seed_of(codec, seed, rank=rank)
+            codec.add_decoded(payload, total_N, seed=own_seed)
+            if keep_rest and rank == self.rank:
+                sent_N = zeros_for_sum(size, flat_N)
+                codec.add_decoded(payload, sent_N, seed=own_seed)
+                rest_N = torch.sub(flat_N, sent_N, out=sent_N)
+        return Summed(total_N, rest_N, num_bytes)

@@ -1,11 +1,17 @@
 """The gradient hook that the config names."""
 
+import functools
 import inspect
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 
 from recparallel import registry
+from recparallel.collectives.choice import check_aggregation
+from recparallel.compression import Codec
+from recparallel.compression.error_feedback import ErrorFeedback
+from recparallel.compression.memory import Memory
+from recparallel.compression.momentum_correction import MomentumCorrection
 from recparallel.config import CompressionConfig
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.data_parallel.synchronous import CompressedAverage, CompressedHook, average_compressed
@@ -36,25 +42,50 @@ def check_codec(compression: CompressionConfig | None) -> None:
 
 def _make(compression: CompressionConfig, group: dist.ProcessGroup | None) -> BoundHook:
     made: Any = registry.codecs.load(compression.codec)
-    options = compression.options
-    takes = inspect.signature(made).parameters
-    if not isinstance(made, type):
-        if "error_feedback" in takes:
-            options["error_feedback"] = compression.error_feedback
-        elif "error_feedback" in compression.model_fields_set:
-            raise ConfigError(
-                f"recparallel.compression.error_feedback is {compression.error_feedback}, but codec {compression.codec!r} "
-                "leaves nothing out that could be fed back; remove the key"
-            )
-    try:
-        if not isinstance(made, type):
-            return cast(BoundHook, made(group, **options))
-        state = CompressedAverage(made(**options), group, error_feedback=compression.error_feedback)
+    if isinstance(made, type):
+        codec: Codec = _called(made, compression, compression.options)
+        check_aggregation(codec, compression.aggregation)
+        state = CompressedAverage(
+            codec,
+            group,
+            memory=_memory(compression, 1 if group is None else dist.get_world_size(group)),
+            aggregation=compression.aggregation,
+            warm_up_steps=compression.warm_up_steps,
+        )
         return CompressedHook(compression.codec, average_compressed, state)
+    options, takes = compression.options, inspect.signature(made).parameters
+    for key in CompressionConfig.model_fields:
+        if key in takes:
+            options[key] = getattr(compression, key)
+        elif key != "codec" and key in compression.model_fields_set:
+            raise ConfigError(
+                f"recparallel.compression.{key} is {getattr(compression, key)!r}, but codec {compression.codec!r} "
+                "exchanges gradients in its own way, which has no such thing; remove the key"
+            )
+    hook: BoundHook = _called(functools.partial(made, group), compression, options)
+    return hook
+
+
+def _memory(compression: CompressionConfig, replicas: int) -> Memory | None:
+    correction = compression.momentum_correction
+    if correction is not None:
+        return MomentumCorrection(momentum=correction.momentum, clip=correction.clip, replicas=replicas)
+    return ErrorFeedback() if compression.error_feedback else None
+
+
+def _called(made: Any, compression: CompressionConfig, options: dict[str, Any]) -> Any:
+    """What ``made`` makes of the options.
+
+    Raises:
+        ConfigError: it does not take them.
+    """
+    try:
+        return made(**options)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        allowed = [name for name in takes if name not in ("group", "error_feedback")]
+        takes = inspect.signature(made).parameters
+        allowed = [name for name in takes if name not in ("group", *CompressionConfig.model_fields)]
         raise ConfigError(
             f"recparallel.compression: codec {compression.codec!r} does not take {compression.options}; "
             f"it takes {allowed or 'no options'}: {error}"

@@ -32,6 +32,9 @@ class BoundHook:
         flat: Tensor = bucket.buffer()
         return flat.numel() * flat.element_size()
 
+    def step_done(self, *, made: bool) -> None:
+        """The training step is over; ``made`` is False where the optimizer skipped it. Override for a hook that keeps something."""
+
     def by_parameter(self) -> dict[str, Tensor] | None:
         """What the hook keeps between steps, by parameter, so that it can move with it to another rank; None where it may keep
         something else. Override, with :meth:`set_by_parameter`, for a hook that keeps such state."""

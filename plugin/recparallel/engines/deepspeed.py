@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
+from torch.nn.parallel import DistributedDataParallel
 
 from recparallel.config import RecParallelConfig, parse_config, read_deepspeed_config
 from recparallel.config_checks import check_adaptive, check_compression, check_together, precision, zero_stage
@@ -26,6 +27,7 @@ from recparallel.data_parallel.hook import BoundHook, Hook, bind
 from recparallel.engines.agreement import Ranks
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
+from recparallel.engines.ddp import DDPHandle, group_of
 from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import data_parallel_group
@@ -166,8 +168,9 @@ def _with_whole_boundaries(deepspeed_config: dict[str, Any]) -> dict[str, Any]:
 
 def attach(
     engine: Any, config: str | Path | dict[str, Any] | None = None, *, hook: Hook | None = None, state: Any = None
-) -> Handle:
-    """Put recparallel on an engine that exists.
+) -> Any:
+    """Put recparallel on an engine that exists: one of DeepSpeed, or torch's DistributedDataParallel, which takes a gradient hook
+    alone (``ddp.py``). For DeepSpeed:
 
     * a pipeline of ours runs the schedule that it was cut for (``eager_schedule.py``);
     * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``), and an
@@ -192,6 +195,8 @@ def attach(
         HookError: the hook cannot run on this engine, or is bound to another group.
         ConfigError: the config is wrong.
     """
+    if isinstance(engine, DistributedDataParallel):
+        return _attach_to_ddp(engine, config, hook, state)
     check_version()
     if getattr(engine, "recparallel", None) is not None:
         raise HookError("recparallel is on this engine already; take it off first: engine.recparallel.remove()")
@@ -227,6 +232,17 @@ def attach(
         bindings.remove()
         raise
     return handle
+
+
+def _attach_to_ddp(
+    module: DistributedDataParallel, config: str | Path | dict[str, Any] | None, hook: Hook | None, state: Any
+) -> DDPHandle:
+    section = parse_config(read_deepspeed_config(config or {}))
+    if hook is not None and section.compression is not None:
+        raise ConfigError("both a hook and recparallel.compression were given; use one")
+    group = group_of(module)
+    bound = bind(hook, state, group) if hook is not None else configured_hook(section.compression, group)
+    return DDPHandle(module, bound if dist.get_world_size(group) > 1 else None)
 
 
 def _may_rebalance(engine: Any) -> bool:
@@ -273,10 +289,8 @@ def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:
 
 def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
     stage = engine.zero_optimization_stage()
-    if stage >= 2:
-        raise HookError(f"gradient hook {hook.name!r} runs with ZeRO stage 0 or 1; this engine has stage {stage}")
-    if engine.fp16_enabled():
-        raise HookError(f"gradient hook {hook.name!r} with fp16: residuals would mix loss scales; use bf16 or fp32")
+    if stage > 2:
+        raise HookError(f"gradient hook {hook.name!r} runs with ZeRO stages 0, 1 and 2; this engine has stage {stage}")
     if engine.sequence_parallel_size > 1:
         raise HookError(
             f"gradient hook {hook.name!r} averages over all ranks of the group, but {engine.sequence_parallel_size} of them "

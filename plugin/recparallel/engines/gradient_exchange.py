@@ -3,14 +3,16 @@
 Two seams cover fp32 and bf16, with and without a pipeline:
 
 * ``engine._reduce_non_expert_gradients``: ZeRO-0, and the bf16 optimizer. All gradients of a step arrive at once.
-* ``optimizer.gradient_reduction_w_predivide``: ZeRO-1. Buckets arrive one after the other, each a flat tensor.
+* ``optimizer.gradient_reduction_w_predivide``: ZeRO-1 and ZeRO-2. Buckets arrive one after the other, each a flat tensor; under
+  ZeRO-2 from within backward, in every micro-batch.
+
+Under fp16 a hook is given what gradients are without the loss scale, in fp32: residuals outlive a scale.
 
 A tied table is exchanged once, by the first stage that holds it, and its average handed to the others: a lossy codec
 run on both stages would make the copies drift apart.
 """
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -21,10 +23,9 @@ from deepspeed.runtime.engine import split_half_float_double_sparse
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-from recparallel import events
-from recparallel.collectives.bucket import Bucket
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.bucket_exchange import exchange_bucket
 from recparallel.errors import HookError
 
 
@@ -40,9 +41,25 @@ def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings, *, by_l
     names = {id(p): name for name, p in engine.module.named_parameters()}
     ties = _ties(engine)
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
-        _ZeroOneExchange(engine.optimizer, hook, names, ties, by_layer=by_layer).bind(bindings)
+        zero = _ZeroExchange(engine.optimizer, hook, names, ties, by_layer=by_layer)
+        zero.bind(bindings)
+        step_done = zero.step_done
     else:
+        step_done = hook.step_done
         _DenseExchange(engine, hook, names, ties, by_layer=by_layer).bind(bindings)
+    _tell_steps(engine, step_done, bindings)
+
+
+def _tell_steps(engine: Any, step_done: Callable[..., None], bindings: Bindings) -> None:
+    """Tell of every step, and whether an overflow on any rank of the model had it skipped."""
+    original = engine._take_model_step
+
+    def take_model_step(*args: Any, **kwargs: Any) -> None:
+        skipped = engine.skipped_steps
+        original(*args, **kwargs)
+        step_done(made=engine.skipped_steps == skipped)
+
+    bindings.bind(engine, "_take_model_step", take_model_step)
 
 
 class _Tie:
@@ -104,7 +121,8 @@ class _DenseExchange:
         ]
         for index, params in enumerate(buckets):
             flat = torch.cat([gradients[p].reshape(-1) for p in params]).to(engine.communication_data_type)
-            averaged = _run(self.hook, flat, params, self.names, index=index, last=index == len(buckets) - 1)
+            last, scale = index == len(buckets) - 1, _loss_scale(engine.optimizer, flat)
+            averaged = _run(self.hook, flat, params, self.names, index=index, last=last, scale=scale)
             for p, part in zip(params, averaged.split([p.numel() for p in params])):
                 gradients[p].copy_(part.view_as(gradients[p]))
         everywhere = {id(p): g for p, g in _dense_gradients(engine)}
@@ -112,20 +130,16 @@ class _DenseExchange:
             tie.hand_over(everywhere[key])
 
 
-class _ZeroOneExchange:
-    """ZeRO-1: a bucket is a flat tensor that the optimizer filled; the average is written back into it."""
+class _ZeroExchange:
+    """ZeRO-1 and 2: a bucket is a flat tensor that the optimizer filled; the average is written back into it."""
 
     def __init__(
         self, optimizer: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie], *, by_layer: bool
     ) -> None:
         if optimizer.overlap_comm or not optimizer.contiguous_gradients:
             raise HookError(
-                "a gradient hook with ZeRO-1 needs zero_optimization.overlap_comm: false and contiguous_gradients: true, got "
+                "a gradient hook with ZeRO-1 or 2 needs zero_optimization.overlap_comm: false and contiguous_gradients: true, got "
                 f"overlap_comm={optimizer.overlap_comm}, contiguous_gradients={optimizer.contiguous_gradients}"
-            )
-        if optimizer.partition_gradients:
-            raise HookError(
-                "a gradient hook runs with ZeRO stage 0 or 1; this engine has stage 2, which cuts gradients inside backward"
             )
         if len(ties) > 1:
             raise HookError(
@@ -138,6 +152,13 @@ class _ZeroOneExchange:
         """With ``reduce_scatter`` the optimizer would never call the seam: it is switched off on this optimizer while
         bound."""
         bindings.bind(self.optimizer, "reduce_scatter", False)
+        if self.optimizer.partition_gradients:
+            self._bind_in_backward(bindings)
+        else:
+            self._bind_behind_backward(bindings)
+        bindings.bind(self.optimizer, "gradient_reduction_w_predivide", self.reduce)
+
+    def _bind_behind_backward(self, bindings: Bindings) -> None:
         original = self.optimizer.reduce_gradients
 
         def reduce_gradients(pipeline_parallel: bool = False) -> None:
@@ -151,7 +172,22 @@ class _ZeroOneExchange:
             original(pipeline_parallel=pipeline_parallel)
 
         bindings.bind(self.optimizer, "reduce_gradients", reduce_gradients)
-        bindings.bind(self.optimizer, "gradient_reduction_w_predivide", self.reduce)
+
+    def _bind_in_backward(self, bindings: Bindings) -> None:
+        """ZeRO-2: every micro-batch is exchanged. Buckets are counted through the step: what a hook keeps is settled with it."""
+        original = self.optimizer.independent_gradient_partition_epilogue
+        self.expected = sum(len(group) for group in self.optimizer.bit16_groups)
+
+        def epilogue() -> None:
+            original()
+            self.seen = 0
+
+        bindings.bind(self.optimizer, "independent_gradient_partition_epilogue", epilogue)
+
+    def step_done(self, *, made: bool) -> None:
+        """The next bucket is the first of a step."""
+        self.index = self.seen = 0
+        self.hook.step_done(made=made)
 
     def reduce(self, tensor: Tensor, communication_data_type: torch.dtype) -> Tensor:
         params = self._params_of_bucket(communication_data_type)
@@ -160,7 +196,8 @@ class _ZeroOneExchange:
         for own in _by_layer(list(part_of), self.names) if self.by_layer else [list(part_of)] if part_of else []:
             self.seen += len(own)
             flat = torch.cat([part_of[p] for p in own]).to(communication_data_type)
-            averaged = _run(self.hook, flat, own, self.names, index=self.index, last=self.seen == self.expected)
+            last, scale = self.seen == self.expected, _loss_scale(self.optimizer, flat)
+            averaged = _run(self.hook, flat, own, self.names, index=self.index, last=last, scale=scale)
             self.index += 1
             for p, result in zip(own, averaged.split([p.numel() for p in own])):
                 part_of[p].copy_(result)
@@ -181,22 +218,24 @@ def data_parallel_group(engine: Any) -> dist.ProcessGroup:
     return engine.seq_data_parallel_group
 
 
+def _loss_scale(optimizer: Any, flat: Tensor) -> float:
+    """By which fp16 gradients are too large; 1 for others."""
+    return float(optimizer.loss_scale) if flat.dtype == torch.float16 else 1.0
+
+
 def _run(
-    hook: BoundHook, flat: Tensor, params: list[Tensor], names: dict[int, str], *, index: int, last: bool
+    hook: BoundHook,
+    flat: Tensor,
+    params: list[Tensor],
+    names: dict[int, str],
+    *,
+    index: int,
+    last: bool,
+    scale: float,
 ) -> Tensor:
-    bucket = Bucket(flat, tuple(params), tuple(names[id(p)] for p in params), index, last)
-    start = time.perf_counter()
-    averaged: Any = hook(bucket).wait()
-    events.emit(
-        events.Exchange(
-            bucket=index,
-            codec=hook.name,
-            dense_bytes=flat.numel() * flat.element_size(),
-            wire_bytes=hook.wire_bytes(bucket),
-            seconds=time.perf_counter() - start,
-        )
-    )
-    return averaged[0] if isinstance(averaged, (list, tuple)) else averaged
+    gradient = flat if scale == 1.0 else flat.float().div_(scale)
+    averaged = exchange_bucket(hook, gradient, params, [names[id(p)] for p in params], index=index, last=last)
+    return averaged if scale == 1.0 else averaged.mul_(scale)
 
 
 def _dense_gradients(engine: Any) -> list[tuple[Tensor, Tensor]]:

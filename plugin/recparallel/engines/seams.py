@@ -71,7 +71,9 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "dp_group",
         "dp_world_size",
     ),
+    "deepspeed.runtime.engine:DeepSpeedEngine._take_model_step": ("self", "lr_kwargs"),
     "deepspeed.runtime.engine:split_half_float_double_sparse": ("tensors",),
+    "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.independent_gradient_partition_epilogue": ("self",),
     "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.reduce_gradients": ("self", "pipeline_parallel"),
     "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer.gradient_reduction_w_predivide": (
         "self",

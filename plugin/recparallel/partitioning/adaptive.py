@@ -16,6 +16,7 @@ layers change; here it is the devices that do.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from recparallel.errors import PartitionError
 from recparallel.partitioning.costs import Costs
@@ -243,9 +244,13 @@ class RebalancePolicy:
         )
 
     def _agree(self, now: Speeds, before: Speeds) -> bool:
-        """Two looks tell the same: of each rank the same speed, or that it has not changed."""
+        """Two looks tell the same: of each rank the same speed, or that it has not changed. What has slowed down all of them
+        together does not count: no cut answers to it."""
+        together = median(a / b for a, b in zip(now, before)) if len(now) > 2 else 1.0
         near = self._near
-        return all(near(a, b) or (near(a, old) and near(b, old)) for a, b, old in zip(now, before, self._assumed))
+        return all(
+            near(a / together, b) or (near(a, old) and near(b, old)) for a, b, old in zip(now, before, self._assumed)
+        )
 
     def _alike(self, some: Speeds, others: Speeds) -> bool:
         return all(map(self._near, some, others))

@@ -1,0 +1,72 @@
+"""Integers with a scale for each block: what int8 and int4 share.
+
+A gradient is worked on in pieces that fit into a core's cache: its passes over a piece then cost about as much as one pass over
+memory. Shapes: N elements, B blocks, W a block's width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recparallel.compression.base import Codec
+from recparallel.compression.dither import dither
+from recparallel.compression.options import check_integer
+
+_PIECE = 1 << 16
+"""Elements; at most as many as there is dither."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockQuantizer(Codec):
+    """Blockwise integers with stochastic rounding.
+
+    For each block of ``block`` elements: ``s = max|g| / levels``, ``q = floor(g / s + u)`` with ``u`` uniform in [0, 1), so that
+    ``E[s q] = g``. The error of an element is below ``s``. Decoding multiplies ``q`` by ``s``, which travels in fp32.
+
+    Args:
+        block: elements that share a scale.
+    """
+
+    block: int = 256
+    aggregation = "two_hop"
+    levels = 0
+    """Largest integer."""
+
+    def __post_init__(self) -> None:
+        check_integer(self.name, "block", self.block, least=8, most=_PIECE, multiple_of=8)
+
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        return self.block
+
+    def _num_blocks(self, size: int) -> int:
+        return -(-size // self.block)
+
+    def _quantized(self, flat_N: Tensor, scales_B: Tensor, *, seed: int) -> Iterator[tuple[int, Tensor]]:
+        """Pieces ``(first block, integers (b, W) as floats)``; fills ``scales_B``."""
+        step = max(1, _PIECE // self.block)
+        for number, first in enumerate(range(0, len(scales_B), step)):
+            blocks_bW = self._blocks(flat_N, first, step)
+            scale_b = torch.linalg.vector_norm(blocks_bW, float("inf"), dim=1).mul_(1 / self.levels)
+            scales_B[first : first + step] = scale_b
+            inverse_b = scale_b.clamp_(min=torch.finfo(torch.float32).tiny).reciprocal_().clamp_(max=1e38)
+            integers_bW = torch.mul(blocks_bW, inverse_b.unsqueeze(1))
+            noise = dither(integers_bW.numel(), seed=seed + 7919 * number, device=flat_N.device)
+            integers_bW.add_(noise.view_as(integers_bW)).floor_().clamp_(-self.levels, self.levels)
+            yield first, integers_bW
+
+    def _blocks(self, flat_N: Tensor, first: int, step: int) -> Tensor:
+        """Blocks (b, W) in fp32; the last is filled up with zeros."""
+        piece = flat_N[first * self.block : (first + step) * self.block]
+        missing = -len(piece) % self.block
+        piece = functional.pad(piece, (0, missing)) if missing else piece
+        return piece.float().view(-1, self.block)
+
+    def _add_scaled(self, integers_bW: Tensor, scales_b: Tensor, total_N: Tensor, first: int) -> None:
+        """Add a piece of blocks to the sum."""
+        values = integers_bW.mul_(scales_b.unsqueeze(1)).view(-1)
+        into = total_N[first * self.block : first * self.block + len(values)]
+        into.add_(values[: len(into)])

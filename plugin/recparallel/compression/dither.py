@@ -1,0 +1,22 @@
+"""Numbers for stochastic rounding, drawn once: to draw one for every element would take longer than all else."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+_LENGTH = 1 << 16
+
+
+@functools.lru_cache(maxsize=4)
+def _table(device: torch.device) -> Tensor:
+    """Uniform in [0, 1): twice the same numbers, so that a slice from anywhere is contiguous."""
+    generator = torch.Generator().manual_seed(20)
+    once = torch.rand(_LENGTH, generator=generator)
+    return torch.cat([once, once]).to(device)
+
+
+def dither(size: int, *, seed: int, device: torch.device) -> Tensor:
+    """``size`` numbers in [0, 1), at most 65,536, from a place in the table that the seed gives: over seeds, each is uniform."""
+    begin = (seed * 0x9E3779B1 + 0x7F4A7C15) % _LENGTH
+    return _table(device)[begin : begin + size]

@@ -247,8 +247,8 @@ def test_every_codec_trains_a_pipeline_or_with_zero_2(pools, zero):
 
 
 def half_precision(*, zero, compression):
-    """A model in fp16 under a loss scale that is too high at first, so that steps are skipped: losses, how many were, and what is kept
-    at most."""
+    """A model in fp16 under a loss scale that is too high at first, so that steps are skipped: losses, how many were, and the most
+    that is kept."""
     import deepspeed
     import torch
 

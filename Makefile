@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python -m benchmarks tensor --json docs/results/tensor.json
 	$(BIN)/python -m benchmarks transfers --json docs/results/transfers.json
 	$(BIN)/python -m benchmarks codecs --json docs/results/codecs.json
+	$(BIN)/python -m benchmarks compression --json docs/results/compression.json
 
 check: install
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "transfers", "benchmarks.transfers", "transfers beside the computation against blocking ones, and in bf16"
         ),
+        Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark("codecs", "benchmarks.codecs", "what every codec reads and writes a second, beside a plain copy"),
         Benchmark(
             "tensor",

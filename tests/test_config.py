@@ -130,7 +130,7 @@ WRONG_VALUES = [
     ({"partition": {"repeats": 0}}, "recparallel.partition.repeats", 0, "greater than or equal to 1"),
     ({"partition": {"warmup": -1}}, "recparallel.partition.warmup", -1, "greater than or equal to 0"),
     ({"partition": {"method": 3}}, "recparallel.partition.method", 3, "string"),
-    ({"compression": "top_k"}, "recparallel.compression", "top_k", "dictionary"),
+    ({"compression": ["top_k"]}, "recparallel.compression", ["top_k"], "dictionary"),
     ({"compression": {"codec": ["top_k"]}}, "recparallel.compression.codec", ["top_k"], "string"),
     ({"compression": {"error_feedback": "maybe"}}, "recparallel.compression.error_feedback", "maybe", "boolean"),
 ]
@@ -422,6 +422,11 @@ def test_auto_is_filled_at_every_depth_by_key():
     assert config["optimizer"]["params"]["lr"] == "auto"
 
 
+def test_auto_in_our_own_section_is_left_alone():
+    config = {"recparallel": {"compression": "auto"}}
+    assert fill_auto(config, {}) == config
+
+
 def test_auto_without_a_value_is_named_by_its_path():
     message = message_of(fill_auto, {"optimizer": {"params": {"eps": "auto"}}}, {"lr": 0.1, "betas": 1})
     assert message == 'optimizer.params.eps is "auto", but only these can be: betas, lr'
@@ -454,10 +459,10 @@ def test_a_config_without_auto_comes_back_unchanged(config):
 def test_every_recipe_config_can_run(path):
     config = read_deepspeed_config(path)
     section = parse_config(config)
-    replicas = 2 if path.stem in ("data_2", "data_2_top_k", "hybrid") else 1
+    replicas = 2 if path.stem in ("data_2", "data_2_auto", "data_2_top_k", "hybrid") else 1
     check_together(config, section, world_size=section.stages * section.tensor * replicas, num_layers=4)
     filled = fill_auto(config, dict.fromkeys(("lr", "weight_decay", "total_num_steps", "warmup_num_steps"), 1))
-    assert '"auto"' not in json.dumps(filled)
+    assert '"auto"' not in json.dumps({key: value for key, value in filled.items() if key != "recparallel"})
 
 
 def test_the_recipes_have_configs():

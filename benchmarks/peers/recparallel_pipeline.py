@@ -46,6 +46,7 @@ class Ours:
         spread_head: stages share the head.
         schedule: of the pipeline.
         wire: what tensors are while they cross.
+        compression: what replicas exchange; None is DeepSpeed's own exchange.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Ours:
         spread_head: bool = False,
         schedule: str = "eager_1f1b",
         wire: str = "same",
+        compression: str | dict[str, Any] | None = None,
     ) -> None:
         join()
         self._job = job
@@ -76,6 +78,7 @@ class Ours:
             "wire_format": wire,
             "attention": "fastest",
             "partition": {"method": method, "cache": False},
+            **({} if compression is None else {"compression": compression}),
         }
         self._predicts = num_stages > 1 and tensor == 1 and not spread_head and method != "adaptive"
         start = time.perf_counter()

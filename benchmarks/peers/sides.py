@@ -127,6 +127,15 @@ _OURS = {
         _hybrid("recparallel spread", stages=0, spread_head=True),
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),
+        *(
+            _hybrid(f"recparallel pp2 dp2 {codec}", stages=2, compression={"codec": codec})
+            for codec in ("auto", "int8", "top_k_threshold")
+        ),
+        *(
+            Side(f"ddp {codec} of ours", "torch_ddp", REPLICATED, "main", {"compression": {"codec": codec}}, settles=1)
+            for codec in ("auto", "bf16", "int8", "int4", "power_sgd", "top_k_threshold")
+        ),
+        Side("ddp without exchange", "torch_ddp", REPLICATED, "main", {"hook": "left out"}),
         _hybrid("recparallel tp2 pp2", stages=2, tensor=2),
         _hybrid("recparallel tp2 pp2 positions", stages=2, tensor=2, sequence_parallel=True),
         _hybrid("recparallel tp2 dp2", stages=1, tensor=2),

@@ -1,4 +1,4 @@
-"""Torch ``DistributedDataParallel``: dense, with the fp16 hook, with PowerSGD, or with sparse gradients of the table."""
+"""Torch ``DistributedDataParallel``: dense, with the fp16 hook, with PowerSGD, with sparse table gradients, or with our codecs."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+import recparallel
 from benchmarks.batches import micro_batches, num_targets
 from benchmarks.peers.sparse import TableAndRest
 from benchmarks.peers.trainer import LEARNING_RATE, WEIGHT_DECAY, Job, StepResult
@@ -24,11 +26,20 @@ class TorchDdp:
     Args:
         job: workload and setting.
         recommender: layers and loss.
-        hook: ``""``, ``fp16`` or ``powersgd``.
+        hook: ``""``, ``fp16``, ``powersgd``, or ``left out``: every rank keeps its own gradients.
         sparse: sparse gradients of the item table, ``SparseAdam`` for it.
+        compression: what recparallel exchanges, as its config has it; None leaves it off.
     """
 
-    def __init__(self, job: Job, recommender: Recommender, *, hook: str, sparse: bool) -> None:
+    def __init__(
+        self,
+        job: Job,
+        recommender: Recommender,
+        *,
+        hook: str,
+        sparse: bool,
+        compression: str | dict[str, Any] | None = None,
+    ) -> None:
         self._job = job
         self._loss = recommender.loss_fn
         model = WholeModel(recommender, precision=job.setting.precision, sparse=sparse)
@@ -39,6 +50,10 @@ class TorchDdp:
             # The earliest that torch allows: two dense steps, which `settles` of the side leaves out of the measurement.
             state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=_POWER_SGD_RANK, start_powerSGD_iter=2)
             self._ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        elif hook == "left out":
+            self._ddp.register_comm_hook(None, _left_out)
+        if compression is not None:
+            recparallel.attach(self._ddp, {"recparallel": {"compression": compression}})
         self._optimizer: torch.optim.Optimizer = (
             TableAndRest.of(model, model.table)
             if sparse
@@ -65,6 +80,12 @@ class TorchDdp:
     def close(self) -> None:
         """The reducer goes with the model."""
         del self._ddp, self._optimizer
+
+
+def _left_out(_: object, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+    future: Future[Tensor] = Future()
+    future.set_result(bucket.buffer())
+    return future
 
 
 def build(job: Job, recommender: Recommender, **options: Any) -> TorchDdp:

@@ -21,12 +21,14 @@ from recparallel._version import __version__
 
 if TYPE_CHECKING:
     from recparallel.engines.deepspeed import attach, initialize
+    from recparallel.integrations.hf_trainer import RecParallelCallback
     from recparallel.models.recommender import Recommender, build_recommender
     from recparallel.plan import ParallelPlan, Partition, Profile
 
 _HOMES = {
     "initialize": "recparallel.engines.deepspeed",
     "attach": "recparallel.engines.deepspeed",
+    "RecParallelCallback": "recparallel.integrations.hf_trainer",
     "Recommender": "recparallel.models.recommender",
     "build_recommender": "recparallel.models.recommender",
     "ParallelPlan": "recparallel.plan",
@@ -38,6 +40,7 @@ __all__ = [
     "ParallelPlan",
     "Partition",
     "Profile",
+    "RecParallelCallback",
     "Recommender",
     "__version__",
     "attach",

@@ -124,6 +124,7 @@ class CompressionConfig(_Section):
         error_feedback: send next time what was left out.
         momentum_correction: in place of error feedback.
         warm_up_steps: over which a codec with a ratio comes down to it.
+        bucket_size: a bucket closes when it holds more elements; for engines without ZeRO, the others have a key of their own.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -133,6 +134,7 @@ class CompressionConfig(_Section):
     error_feedback: bool = Field(default=True, strict=True)
     momentum_correction: MomentumCorrectionConfig | None = None
     warm_up_steps: int = Field(default=0, ge=0, strict=True)
+    bucket_size: int | None = Field(default=None, ge=1, strict=True)
 
     @field_validator("codec")
     @classmethod
@@ -185,6 +187,12 @@ class RecParallelConfig(_Section):
     attention: AttentionChoice = "model"
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A codec's name alone is that codec with its defaults."""
+        return {"codec": value} if isinstance(value, str) else value
 
     def replicas(self, world_size: int) -> int:
         """That the processes of a launch make, each of ``stages × tensor`` ranks."""
@@ -251,13 +259,16 @@ AUTO = "auto"
 
 
 def fill_auto(deepspeed_config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Replace every ``"auto"`` by the value that ``values`` has for its key, as Hugging Face's Trainer does.
+    """Replace every ``"auto"`` by the value that ``values`` has for its key, as Hugging Face's Trainer does. In our own section it
+    has a meaning of its own.
 
     Raises:
         ConfigError: an ``"auto"`` for which there is no value.
     """
 
     def fill(node: Any, path: str) -> Any:
+        if path == SECTION:
+            return node
         if isinstance(node, dict):
             return {key: fill(value, f"{path}.{key}" if path else key) for key, value in node.items()}
         if isinstance(node, list):

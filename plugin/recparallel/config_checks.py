@@ -224,6 +224,7 @@ def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfi
             f"{where} with fp16.enabled and zero_optimization.stage 0: DeepSpeed divides gradients there by a loss scale that "
             "it has not multiplied the loss with; use stage 1 or 2, or bf16"
         )
+    check_compression_with_zero(config, stage)
     if stage and zero.get("overlap_comm"):
         raise ConfigError(f"{where} with zero_optimization.overlap_comm: true is not supported; set it to false")
     if stage and zero.get("contiguous_gradients") is False:
@@ -235,6 +236,33 @@ def check_compression(deepspeed_config: dict[str, Any], config: RecParallelConfi
     optimizer = str((deepspeed_config.get("optimizer") or {}).get("type", "")).lower()
     if optimizer.startswith(("onebit", "zeroone")):
         raise ConfigError(f"{where} with optimizer.type {optimizer!r}: 1-bit optimizers compress gradients; choose one")
+    momentum = ((deepspeed_config.get("optimizer") or {}).get("params") or {}).get("momentum", 0.0)
+    if config.compression.momentum_correction is not None and optimizer and (optimizer != "sgd" or momentum):
+        raise ConfigError(
+            f"{where}.momentum_correction with optimizer.type {optimizer!r} and momentum {momentum!r}: it takes the place of the "
+            "optimizer's momentum; use SGD with momentum 0"
+        )
+
+
+def check_compression_with_zero(config: RecParallelConfig, stage: int) -> None:
+    """Refuse what a ZeRO stage has no use for.
+
+    Raises:
+        ConfigError: which setting, and what to use.
+    """
+    compression, where = config.compression, f"{SECTION}.compression"
+    if compression is None or not stage:
+        return
+    if compression.bucket_size is not None:
+        raise ConfigError(
+            f"{where}.bucket_size is {compression.bucket_size} with zero_optimization.stage {stage}, which has "
+            "zero_optimization.reduce_bucket_size for that; use that key"
+        )
+    if stage == 2 and compression.momentum_correction is not None:
+        raise ConfigError(
+            f"{where}.momentum_correction with zero_optimization.stage 2, which exchanges every micro-batch: momentum would be "
+            "multiplied with itself; use stage 0 or 1"
+        )
 
 
 def check_adaptive(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:

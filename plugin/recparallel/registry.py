@@ -21,6 +21,7 @@ PARTITIONERS = {
 }
 
 CODECS = {
+    "auto": "recparallel.planning.automatic:automatic",
     "bf16": "recparallel.compression.cast:BFloat16Codec",
     "block_top_k": "recparallel.compression.block_top_k:BlockTopK",
     "fp16": "recparallel.compression.cast:Float16Codec",
@@ -39,6 +40,7 @@ CODECS = {
 
 AGGREGATIONS = {
     "gathered": "recparallel.collectives.gathered:Gathered",
+    "hierarchical": "recparallel.collectives.hierarchical:Hierarchical",
     "reduced": "recparallel.collectives.reduced:Reduced",
     "sparse": "recparallel.collectives.sparse:SparseRegions",
     "two_hop": "recparallel.collectives.two_hop:TwoHop",

@@ -165,36 +165,40 @@ def test_sorting_out_what_cannot_be_summed():
     with pytest.raises(ConfigError) as raised:
         check_aggregation(Int8(), "sparse")
     assert "'sparse' cannot sum what codec 'int8' sends" in str(raised.value)
-    assert "allowed: auto, gathered, two_hop" in str(raised.value)
+    assert "allowed: auto, gathered, hierarchical, two_hop" in str(raised.value)
     with pytest.raises(ConfigError, match=r"unknown aggregation 'gatherd'.*Did you mean 'gathered'"):
         check_aggregation(Int8(), "gatherd")
 
 
-def two_nodes(*, between):
-    """Four ranks as two nodes of two; and the same of five, which cannot be halved."""
+def two_nodes(*, node_of):
+    """Four ranks on nodes: every codec, or what is refused."""
     import torch.distributed as dist
 
-    from recparallel import registry
-    from recparallel.collectives.hierarchical import Hierarchical, node_groups
+    from recparallel.collectives.hierarchical import node_groups
 
-    groups = node_groups(dist.group.WORLD, ["a", "b", "a", "b"])
-    assert groups is not None
-    assert node_groups(dist.group.WORLD, ["a", "a", "a", "b"]) is None
-    assert node_groups(dist.group.WORLD, ["a"] * 4) is None
-    assert node_groups(dist.group.WORLD, ["a", "b", "c", "d"]) is None
+    try:
+        nodes = node_groups(dist.group.WORLD, node=node_of[dist.get_rank()])
+    except ConfigError as error:
+        return str(error)
     found = []
-    for codec in (codec for codec in CODECS if takes(codec, between)):
-        aggregation = Hierarchical(dist.group.WORLD, *groups, registry.aggregations.load(between))
+    for codec in CODECS:
         given = gradient(1001, torch.float32, dist.get_rank())
+        aggregation = aggregation_for(codec, "hierarchical", dist.group.WORLD, nodes=nodes)
         summed = aggregation.sum(codec, given, seed=3, keep_rest=True)
         found.append((given, summed.total_N, summed.rest_N))
     return found
 
 
-@pytest.mark.parametrize("between", NAMES)
-def test_two_levels_lose_nothing_either(pools, between):
-    for givens, totals, rests in (zip(*case) for case in zip(*pools[4].run(two_nodes, between=between))):
+def test_two_levels_lose_nothing_either(pools):
+    for givens, totals, rests in (zip(*case) for case in zip(*pools[4].run(two_nodes, node_of="abab"))):
         assert all(torch.equal(total, totals[0]) for total in totals)
         exact = sum(given.double() for given in givens)
         error = totals[0].double() + sum(rest.double() for rest in rests) - exact
         assert error.abs().max() <= 2**-18 * exact.abs().max()
+
+
+@pytest.mark.parametrize("node_of", ["aaab", "aaaa", "abcd"])
+def test_nodes_without_two_levels_are_refused_on_every_rank(pools, node_of):
+    for said in pools[4].run(two_nodes, node_of=node_of):
+        assert "'hierarchical' needs two nodes or more" in said
+        assert "ranks [0, 1, 2, 3]" in said

@@ -28,7 +28,7 @@ def send(feedback, codec, flat, names, sizes):
     corrected = feedback.corrected(flat, names, sizes)
     payload = codec.encode(corrected)
     sent = decoded(codec, payload, len(corrected))
-    feedback.keep(names, corrected, corrected - sent)
+    feedback.keep(names, corrected - sent)
     feedback.settle(bool(sent.isfinite().all()))
     return payload
 

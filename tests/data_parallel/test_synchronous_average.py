@@ -178,7 +178,7 @@ def test_momentum_that_did_not_get_through_goes_on():
         total = memory.corrected(torch.ones(4), ("w",), [4])
         rest = total.clone()
         rest[0] = 0.0  # got through
-        memory.keep(("w",), total, rest)
+        memory.keep(("w",), rest)
         memory.settle(made=True)
     velocity, total = memory.state_dict()["w"]
     assert total.tolist() == [0.0, 4.25, 4.25, 4.25]
@@ -191,7 +191,10 @@ def test_momentum_that_did_not_get_through_goes_on():
 @pytest.mark.parametrize(
     ("compression", "said"),
     [
-        ({"codec": "int8", "aggregation": "sparse"}, ["'sparse' cannot sum", "allowed: auto, gathered, two_hop"]),
+        (
+            {"codec": "int8", "aggregation": "sparse"},
+            ["'sparse' cannot sum", "allowed: auto, gathered, hierarchical, two_hop"],
+        ),
         ({"codec": "top_k", "aggregation": "sprase"}, ["sprase", "Did you mean 'sparse'"]),
         ({"codec": "torch_fp16", "aggregation": "two_hop"}, ["compression.aggregation is 'two_hop'", "torch_fp16"]),
         ({"codec": "none", "warm_up_steps": 5}, ["compression.warm_up_steps is 5", "'none'"]),

@@ -228,18 +228,18 @@ def test_hooks_run_in_a_plain_deepspeed_engine(pools, zero, bf16):
     assert compressed[0][-1] < 0.7 * compressed[0][0]
 
 
-CODECS = ["bf16", "block_top_k", "fp16", "int4", "int8", "power_sgd", "random_k", "sign", "top_k", "top_k_threshold"]
+CODECS = ["auto", "block_top_k", "fp16", "int4", "power_sgd", "random_k", "sign"]
 
 
 @pytest.mark.parametrize("zero", [0, 2])
 def test_every_codec_trains_a_pipeline_or_with_zero_2(pools, zero):
     """Short trainings, one after the other: every rank has the same losses, and they fall."""
     for codec in CODECS:
-        ratio = {"ratio": 0.2} if codec.endswith("_k") or codec == "top_k_threshold" else {}
+        ratio = {"ratio": 0.2} if codec.endswith("_k") else {}
         if zero:
             losses = pools[2].run(plain_engine, compression={"codec": codec, **ratio}, zero=2)[0]
         else:
-            run = Run(stages=2, compression={"codec": codec, **ratio}, steps=12)
+            run = Run(stages=2, compression={"codec": codec, **ratio}, steps=8)
             ranks = pools[4].run(compressed_training, run=run)
             losses = ranks[0][0]
             assert all(answer[0] == losses and answer[3] for answer in ranks), codec

@@ -125,9 +125,19 @@ OWN_ATTRIBUTES = {
     # _ZeroExchange
     "_bind_behind_backward",
     "_bind_in_backward",
+    # _DenseExchange
+    "_went_by_rows",
     # DDPHandle, its dispatcher
     "_dispatcher",
     "_names",
+    # MegatronHandle, its exchange
+    "_exchange",
+    "_future",
+    "_num_buckets",
+    "_count",
+    "_hook",
+    "_world",
+    "_config",
 }
 """Private names of our own objects."""
 

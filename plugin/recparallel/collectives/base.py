@@ -19,11 +19,13 @@ class Summed:
         total_N: the sum (N,), in at least fp32; the same bits on every rank.
         rest_N: what this rank keeps: over all ranks ``total + sum of rest == sum of what was given``. None unless asked for.
         sent_bytes: that this rank handed to collectives.
+        dense: nothing was left out on purpose.
     """
 
     total_N: Tensor
     rest_N: Tensor | None
     sent_bytes: int
+    dense: bool = False
 
 
 class Aggregation(ABC):

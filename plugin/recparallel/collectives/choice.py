@@ -4,6 +4,7 @@ import torch.distributed as dist
 
 from recparallel import registry
 from recparallel.collectives.base import Aggregation
+from recparallel.collectives.hierarchical import Hierarchical, NodeGroups
 from recparallel.compression.base import Codec
 from recparallel.errors import ConfigError
 
@@ -13,8 +14,17 @@ BY_CODEC = "auto"
 _KEY = "recparallel.compression.aggregation"
 
 
-def aggregation_for(codec: Codec, name: str, group: dist.ProcessGroup) -> Aggregation:
-    """The aggregation that the config names, for the replicas in ``group``."""
+def aggregation_for(
+    codec: Codec, name: str, group: dist.ProcessGroup, *, nodes: NodeGroups | None = None
+) -> Aggregation:
+    """The aggregation that the config names, for the replicas in ``group``.
+
+    Args:
+        nodes: for ``hierarchical``.
+    """
+    if name == Hierarchical.name:
+        assert nodes is not None
+        return Hierarchical(group, nodes.inside, aggregation_for(codec, BY_CODEC, nodes.across))
     if name == BY_CODEC:
         few = dist.get_world_size(group) <= 2  # each gets one payload: a second hop would only encode once more
         name = "gathered" if few and not codec.exact_sums else codec.aggregation

@@ -1,6 +1,8 @@
 """Sum inside a node first, where links are fast, and through the codec between nodes."""
 
-from collections.abc import Sequence
+import os
+import socket
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -9,6 +11,7 @@ from torch.nn import functional
 
 from recparallel.collectives.base import Aggregation, Summed, zeros_for_sum
 from recparallel.compression.base import Codec
+from recparallel.errors import ConfigError
 
 
 class Hierarchical(Aggregation):
@@ -22,18 +25,15 @@ class Hierarchical(Aggregation):
 
     Args:
         group: the replicas.
-        inside: of this rank's node, in order.
-        across: one of each node, that hold the same share.
-        between: how step 2 sums.
+        inside: the replicas of this rank's node, in order.
+        between: how step 2 sums, over one rank of each node.
     """
 
     name = "hierarchical"
 
-    def __init__(
-        self, group: dist.ProcessGroup, inside: dist.ProcessGroup, across: dist.ProcessGroup, between: type[Aggregation]
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup, inside: dist.ProcessGroup, between: Aggregation) -> None:
         super().__init__(group)
-        self._inside, self._between = inside, between(across)
+        self._inside, self._between = inside, between
         self._per_node, self._place = dist.get_world_size(inside), dist.get_rank(inside)
 
     def sum(self, codec: Codec, flat_N: Tensor, *, seed: int, keep_rest: bool) -> Summed:
@@ -54,24 +54,43 @@ class Hierarchical(Aggregation):
         return Summed(total_N[:size], rest_N, sent)
 
 
-def node_groups(group: dist.ProcessGroup, node_of: Sequence[str]) -> tuple[dist.ProcessGroup, dist.ProcessGroup] | None:
-    """The groups inside this rank's node and across nodes; None where nodes do not hold equally many ranks, or one each, or all are
-    of one node. Collective over all processes of the job: each makes every group.
+class NodeGroups(NamedTuple):
+    """Of one rank: the replicas of its node, and those of all nodes that hold the same share as it does."""
+
+    inside: dist.ProcessGroup
+    across: dist.ProcessGroup
+
+
+def node_groups(group: dist.ProcessGroup, *, node: str) -> NodeGroups:
+    """Collective over all processes of the job: each makes every group.
 
     Args:
         group: the replicas.
-        node_of: of each rank of the whole job, in order, the node.
+        node: of this rank.
+
+    Raises:
+        ConfigError: replicas are not on two nodes or more, as many on each, and more than one; on every rank.
     """
-    everyone: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, dist.get_process_group_ranks(group))
-    mine = None
-    for ranks in sorted({tuple(ranks) for ranks in everyone}):
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (tuple(dist.get_process_group_ranks(group)), node))
+    node_of, mine = [node for _, node in everyone], None
+    for ranks in sorted({ranks for ranks, _ in everyone}):
         nodes = [[rank for rank in ranks if node_of[rank] == node] for node in dict.fromkeys(node_of[r] for r in ranks)]
         if len(nodes) < 2 or len(nodes[0]) < 2 or len({len(node) for node in nodes}) > 1:
-            continue
+            raise ConfigError(
+                f"recparallel.compression.aggregation 'hierarchical' needs two nodes or more with as many replicas on each, "
+                f"at least two; ranks {list(ranks)} are spread as {nodes}"
+            )
         inside = [dist.new_group(node) for node in nodes]
         across = [dist.new_group(list(column)) for column in zip(*nodes)]
         if dist.get_rank() in ranks:
-            node = next(number for number, members in enumerate(nodes) if dist.get_rank() in members)
-            mine = inside[node], across[nodes[node].index(dist.get_rank())]
+            number = next(number for number, members in enumerate(nodes) if dist.get_rank() in members)
+            mine = NodeGroups(inside[number], across[nodes[number].index(dist.get_rank())])
+    assert mine is not None
     return mine
+
+
+def this_node() -> str:
+    """What the ranks of one machine have in common: its name, and the first rank that the launcher started there."""
+    first = dist.get_rank() - int(os.environ.get("LOCAL_RANK", "0"))
+    return f"{socket.gethostname()} from rank {first}"

@@ -44,11 +44,22 @@ class RowSum:
         Returns:
             how it travelled, and the bytes that this rank handed to collectives.
         """
+        sent = self.sum_if_fewer(gradient)
+        if sent is not None:
+            return "rows", sent
+        dist.all_reduce(gradient, group=self._group)
+        return "dense", gradient.numel() * gradient.element_size()
+
+    def sum_if_fewer(self, gradient: Tensor) -> int | None:
+        """:meth:`sum` where its rows are fewer bytes than all of it; nothing else otherwise.
+
+        Returns:
+            the bytes that this rank handed to collectives; None where ``gradient`` is as it was, on every rank.
+        """
         dense_bytes = gradient.numel() * gradient.element_size()
         if self._dense_left or gradient.dim() != 2 or not gradient.is_contiguous():
             self._dense_left = max(self._dense_left - 1, 0)
-            dist.all_reduce(gradient, group=self._group)
-            return "dense", dense_bytes
+            return None
         rows = nonzero_rows(gradient)
         counts = torch.zeros(self._world, dtype=torch.int64, device=gradient.device)
         dist.all_gather_into_tensor(counts, torch.tensor([len(rows)], device=gradient.device), group=self._group)
@@ -56,10 +67,9 @@ class RowSum:
         row_bytes = gradient.shape[1] * gradient.element_size() + _INDEX_BYTES
         if most * row_bytes * self._world >= 2 * dense_bytes:
             self._dense_left = _STAY_DENSE
-            dist.all_reduce(gradient, group=self._group)
-            return "dense", dense_bytes
+            return None
         self._add_rows(gradient, rows, counts.tolist(), most)
-        return "rows", most * row_bytes
+        return most * row_bytes
 
     def _add_rows(self, table: Tensor, rows: Tensor, counts: list[int], most: int) -> None:
         if most == 0:

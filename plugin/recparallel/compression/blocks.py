@@ -47,7 +47,7 @@ class BlockQuantizer(Codec):
 
     def _quantized(self, flat_N: Tensor, scales_B: Tensor, *, seed: int) -> Iterator[tuple[int, Tensor]]:
         """Pieces ``(first block, integers (b, W) as floats)``; fills ``scales_B``."""
-        step = max(1, _PIECE // self.block)
+        step = self._step(flat_N)
         for number, first in enumerate(range(0, len(scales_B), step)):
             blocks_bW = self._blocks(flat_N, first, step)
             scale_b = torch.linalg.vector_norm(blocks_bW, float("inf"), dim=1).mul_(1 / self.levels)
@@ -57,6 +57,10 @@ class BlockQuantizer(Codec):
             noise = dither(integers_bW.numel(), seed=seed + 7919 * number, device=flat_N.device)
             integers_bW.add_(noise.view_as(integers_bW)).floor_().clamp_(-self.levels, self.levels)
             yield first, integers_bW
+
+    def _step(self, flat_N: Tensor) -> int:
+        """Blocks of a piece; other devices than a CPU take all at once."""
+        return max(1, _PIECE // self.block) if flat_N.device.type == "cpu" else self._num_blocks(len(flat_N))
 
     def _blocks(self, flat_N: Tensor, first: int, step: int) -> Tensor:
         """Blocks (b, W) in fp32; the last is filled up with zeros."""

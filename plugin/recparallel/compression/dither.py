@@ -17,6 +17,10 @@ def _table(device: torch.device) -> Tensor:
 
 
 def dither(size: int, *, seed: int, device: torch.device) -> Tensor:
-    """``size`` numbers in [0, 1), at most 65,536, from a place in the table that the seed gives: over seeds, each is uniform."""
+    """``size`` numbers in [0, 1), from a place in a table that the seed gives: over seeds, each is uniform. Where the table is too
+    short, they are drawn."""
+    if size > _LENGTH:
+        generator = torch.Generator(device=device).manual_seed(seed % 2**63)
+        return torch.rand(size, generator=generator, device=device)
     begin = (seed * 0x9E3779B1 + 0x7F4A7C15) % _LENGTH
     return _table(device)[begin : begin + size]

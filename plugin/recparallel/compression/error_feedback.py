@@ -18,7 +18,7 @@ class ErrorFeedback(Memory):
     Example:
         >>> feedback = ErrorFeedback()
         >>> p = feedback.corrected(torch.tensor([1.0, 2.0]), ("w",), [2])
-        >>> feedback.keep(("w",), p, rest_N=torch.tensor([1.0, 0.0]))
+        >>> feedback.keep(("w",), torch.tensor([1.0, 0.0]))
         >>> feedback.settle(made=True)
         >>> feedback.state_dict()["w"].tolist()
         [1.0, 0.0]
@@ -30,7 +30,7 @@ class ErrorFeedback(Memory):
     def corrected(self, flat_N: Tensor, names: Key, sizes: list[int]) -> Tensor:
         return torch.add(self._residuals.of(names, sizes, flat_N), flat_N)
 
-    def keep(self, names: Key, corrected_N: Tensor, rest_N: Tensor) -> None:
+    def keep(self, names: Key, rest_N: Tensor, *, dense: bool = False) -> None:
         self._residuals.wait(names, rest_N)
 
     def settle(self, made: bool | Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recparallel.compression.base import Part, Payload
-from recparallel.compression.blocks import _PIECE, BlockQuantizer
+from recparallel.compression.blocks import BlockQuantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Int4(BlockQuantizer):
     def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
         scales_B, wire = payload
         wire_BH = wire.view(len(scales_B), -1)
-        step = max(1, _PIECE // self.block)
+        step = self._step(total_N)
         for first in range(0, len(scales_B), step):
             bytes_bH = wire_BH[first : first + step]
             integers_bW = torch.cat([bytes_bH & 15, bytes_bH >> 4], dim=1).float().sub_(self.levels)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recparallel.compression.base import Part, Payload
-from recparallel.compression.blocks import _PIECE, BlockQuantizer
+from recparallel.compression.blocks import BlockQuantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,6 @@ class Int8(BlockQuantizer):
 
     def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
         scales_B, wire_N = payload
-        step = max(1, _PIECE // self.block)
+        step = self._step(total_N)
         for first in range(0, len(scales_B), step):
             self._add_scaled(self._blocks(wire_N, first, step), scales_B[first : first + step], total_N, first)

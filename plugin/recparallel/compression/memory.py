@@ -26,8 +26,8 @@ class Memory(ABC):
         """
 
     @abstractmethod
-    def keep(self, names: Key, corrected_N: Tensor, rest_N: Tensor) -> None:
-        """``rest_N`` of ``corrected_N`` (N,) did not get through. Both may be kept."""
+    def keep(self, names: Key, rest_N: Tensor, *, dense: bool = False) -> None:
+        """``rest_N`` (N,) of what was corrected did not get through; it may be kept. ``dense``: nothing was left out on purpose."""
 
     @abstractmethod
     def settle(self, made: bool | Tensor) -> None:
@@ -61,6 +61,8 @@ class ByBucket:
         if names not in self._kept:
             self._kept[names] = self._regroup(names, sizes, like_N)
             self._sizes[names] = sizes
+        exact = torch.promote_types(like_N.dtype, torch.float32)
+        self._kept[names] = self._kept[names].to(device=like_N.device, dtype=exact)  # as loaded, it may be elsewhere
         return self._kept[names]
 
     def wait(self, names: Key, flat_N: Tensor) -> None:

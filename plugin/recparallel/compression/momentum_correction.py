@@ -14,7 +14,8 @@ class MomentumCorrection(Memory):
 
     1. ``g`` is scaled down to a norm of ``clip / sqrt(number of replicas)``, if ``clip`` is given.
     2. ``u = m u + g``, ``v = v + u``; exchange ``v``.
-    3. Where an element got through whole, ``u = v = 0``; elsewhere ``v`` keeps what did not.
+    3. Where an element got through whole, ``u = v = 0``; elsewhere ``v`` keeps what did not. Of a bucket that is summed densely
+       ``u`` goes on.
 
     Takes the place of the optimizer's momentum: use it with plain SGD (Lin et al., "Deep Gradient Compression", ICLR 2018,
     sections 3.1 and 3.2).
@@ -42,8 +43,9 @@ class MomentumCorrection(Memory):
         self._velocities.wait(names, velocity_N)
         return torch.add(self._totals.of(names, sizes, flat_N), velocity_N)
 
-    def keep(self, names: Key, corrected_N: Tensor, rest_N: Tensor) -> None:
-        self._velocities.waiting(names).mul_(rest_N != 0)
+    def keep(self, names: Key, rest_N: Tensor, *, dense: bool = False) -> None:
+        if not dense:
+            self._velocities.waiting(names).mul_(rest_N != 0)
         self._totals.wait(names, rest_N)
 
     def settle(self, made: bool | Tensor) -> None:

@@ -18,7 +18,8 @@ _ROWS, _PIECE = 16, 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class TopKThreshold(Sparsifier):
-    """Top-k by an estimated threshold: about one pass over the gradient, where ``torch.topk`` takes many.
+    """Top-k by an estimated threshold: about one pass over the gradient, where ``torch.topk`` takes many. On a CPU; other devices
+    sort.
 
     1. The threshold is that of a sample of 16,384 elements, set low: about 1.25 k elements are above it.
     2. Elements above it are the candidates. A piece that fits into the cache is folded to 16 rows, and only columns whose largest
@@ -38,7 +39,7 @@ class TopKThreshold(Sparsifier):
 
     def select(self, flat_N: Tensor, *, seed: int = 0) -> Tensor:
         size, kept = len(flat_N), self.num_kept(len(flat_N))
-        if size < 4 * _SAMPLE or self.ratio > 1 / _MORE / 2:
+        if size < 4 * _SAMPLE or self.ratio > 1 / _MORE / 2 or flat_N.device.type != "cpu":
             return torch.topk(flat_N.abs(), kept, sorted=False).indices
         candidates = _above(flat_N, self._threshold(flat_N, seed))
         if len(candidates) < kept:

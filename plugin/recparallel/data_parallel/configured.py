@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from recparallel import registry
 from recparallel.collectives.choice import check_aggregation
+from recparallel.collectives.hierarchical import Hierarchical, NodeGroups, node_groups, this_node
 from recparallel.compression import Codec
 from recparallel.compression.error_feedback import ErrorFeedback
 from recparallel.compression.memory import Memory
@@ -50,6 +51,7 @@ def _make(compression: CompressionConfig, group: dist.ProcessGroup | None) -> Bo
             group,
             memory=_memory(compression, 1 if group is None else dist.get_world_size(group)),
             aggregation=compression.aggregation,
+            nodes=_nodes(compression, group),
             warm_up_steps=compression.warm_up_steps,
         )
         return CompressedHook(compression.codec, average_compressed, state)
@@ -57,13 +59,19 @@ def _make(compression: CompressionConfig, group: dist.ProcessGroup | None) -> Bo
     for key in CompressionConfig.model_fields:
         if key in takes:
             options[key] = getattr(compression, key)
-        elif key != "codec" and key in compression.model_fields_set:
+        elif key not in ("codec", "bucket_size") and key in compression.model_fields_set:
             raise ConfigError(
                 f"recparallel.compression.{key} is {getattr(compression, key)!r}, but codec {compression.codec!r} "
                 "exchanges gradients in its own way, which has no such thing; remove the key"
             )
     hook: BoundHook = _called(functools.partial(made, group), compression, options)
     return hook
+
+
+def _nodes(compression: CompressionConfig, group: dist.ProcessGroup | None) -> NodeGroups | None:
+    if group is None or compression.aggregation != Hierarchical.name:
+        return None
+    return node_groups(group, node=this_node())
 
 
 def _memory(compression: CompressionConfig, replicas: int) -> Memory | None:

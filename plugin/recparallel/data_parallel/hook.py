@@ -26,6 +26,16 @@ class BoundHook:
     hook: Hook
     state: Any
 
+    @property
+    def leaves_rows_apart(self) -> bool:
+        """Whether an engine may exchange few touched rows of a table by itself, so that the table is in a bucket in one step and in
+        none in the next. Override for a hook that does not mind."""
+        return False
+
+    def codec_of(self, bucket: Any) -> str:
+        """How ``bucket`` travelled, asked after the call. Override for a hook that has a choice."""
+        return self.name
+
     def wire_bytes(self, bucket: Any) -> int:
         """Bytes that this rank handed to collectives for ``bucket``, asked after the call. Override for a hook that
         sends less."""

@@ -64,7 +64,7 @@ class LowRankAverage(LossyAverage):
 
     def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
         if step < self._dense_steps:
-            return self.sum_densely(given_N)
+            return self.sum_densely(given_N, bucket.buffer().dtype)
         given_N = given_N.to(torch.promote_types(given_N.dtype, torch.float32))
         total_N, rest_N = torch.empty_like(given_N), torch.zeros_like(given_N)
         parts = [whole.split(bucket.sizes()) for whole in (given_N, total_N, rest_N)]
@@ -94,7 +94,7 @@ class LowRankAverage(LossyAverage):
         finite = self._finite if made else False
         for name, factor in self._waiting.items():
             if isinstance(finite, Tensor):
-                self._factors[name] = torch.where(finite, factor, self._factors.get(name, torch.ones_like(factor)))
+                self._factors[name] = torch.where(finite, factor, self._factors[name])
             elif finite:
                 self._factors[name] = factor
         self._waiting.clear()
@@ -102,10 +102,13 @@ class LowRankAverage(LossyAverage):
 
     def _factor(self, name: str, matrix: Tensor) -> Tensor:
         """Q (m, r): that of the step before, or drawn by the parameter's name."""
-        if name in self._factors:
-            return self._factors[name].to(matrix)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.randn(matrix.shape[1], self._rank, generator=generator).to(matrix)
+        if name in self._waiting:  # a second micro-batch of the step
+            return self._waiting[name]
+        if name not in self._factors:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            self._factors[name] = torch.randn(matrix.shape[1], self._rank, generator=generator)
+        self._factors[name] = self._factors[name].to(matrix)  # as loaded, it may be elsewhere
+        return self._factors[name]
 
     def _all_reduced(self, parts: list[Tensor], *, into: list[Tensor]) -> list[Tensor]:
         """The sums of ``parts`` in one message; the last of them are written to ``into``, the others returned."""
@@ -132,9 +135,10 @@ class LowRankAverage(LossyAverage):
         residuals = super().by_parameter()
         found = {}
         for name in [*residuals, *(name for name in self._factors if name not in residuals)]:
-            factor = self._factors.get(name, torch.empty(0)).view(-1)
-            residual = residuals.get(name, factor.new_empty(0))
-            found[name] = torch.cat([factor.new_tensor([factor.numel()]), factor, residual])
+            factor, residual = self._factors.get(name), residuals.get(name)
+            kept = [part.reshape(-1) for part in (factor, residual) if part is not None]
+            size = kept[0].new_tensor([0.0 if factor is None else factor.numel()])
+            found[name] = torch.cat([size, *(part.to(size) for part in kept)])
         return found
 
     def set_by_parameter(self, state: dict[str, Tensor]) -> None:

@@ -1,6 +1,8 @@
 """Synchronous data parallelism: average every bucket in every step, dense or through a codec."""
 
+import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,14 +13,22 @@ from torch.futures import Future
 from recparallel.collectives.base import Aggregation, Summed
 from recparallel.collectives.bucket import Bucket
 from recparallel.collectives.choice import BY_CODEC, aggregation_for
+from recparallel.collectives.hierarchical import NodeGroups
 from recparallel.compression import Codec
+from recparallel.compression.error_feedback import ErrorFeedback
 from recparallel.compression.memory import Memory
 from recparallel.data_parallel.hook import BoundHook
 
 
 def dense_hook(group: dist.ProcessGroup | None) -> BoundHook:
     """The plain average: sum, then scale by one over the number of replicas, as DeepSpeed does by default."""
-    return BoundHook("none", _average_densely, group)
+    return _DenseHook("none", _average_densely, group)
+
+
+class _DenseHook(BoundHook):
+    @property
+    def leaves_rows_apart(self) -> bool:
+        return True
 
 
 def _average_densely(group: dist.ProcessGroup, bucket: Bucket) -> Future[Tensor]:
@@ -31,6 +41,11 @@ class CompressedHook(BoundHook):
     """:func:`average_compressed` with its state; knows how much it sends."""
 
     state: "LossyAverage"
+
+    @property
+    def leaves_rows_apart(self) -> bool:
+        """Not with momentum of its own."""
+        return self.state.memory is None or isinstance(self.state.memory, ErrorFeedback)
 
     def wire_bytes(self, bucket: Any) -> int:
         return self.state.sent_bytes
@@ -61,6 +76,7 @@ class LossyAverage(ABC):
         self._step = 0
         self._finite: bool | Tensor = True
         self._open = False
+        self._seen: Counter[tuple[str, ...]] = Counter()
 
     @abstractmethod
     def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
@@ -83,9 +99,16 @@ class LossyAverage(ABC):
         self._finite = _both(self._finite, _is_finite(summed.total_N))
         if memory is not None:
             assert summed.rest_N is not None
-            memory.keep(bucket.names, given_N, summed.rest_N)
+            memory.keep(bucket.names, summed.rest_N, dense=summed.dense)
         self.sent_bytes = summed.sent_bytes
         return summed.total_N.div_(dist.get_world_size(self.process_group))
+
+    def seed(self, bucket: Bucket, *, step: int) -> int:
+        """Of what a codec draws for a bucket: the same on every rank, in whatever order buckets come, and another one for each
+        micro-batch that is exchanged."""
+        self._seen[bucket.names] += 1
+        own = zlib.crc32("/".join(bucket.names).encode()) + 0xC2B2AE35 * self._seen[bucket.names]
+        return (step * 0x9E3779B1 + own) % 2**31
 
     def settle(self, *, made: bool = True) -> None:
         """The step is over: what did not get through is kept, if the step was made and all that arrived was finite."""
@@ -95,6 +118,7 @@ class LossyAverage(ABC):
             self.memory.settle(self._finite if made else False)
         self._step += 1
         self._open, self._finite = False, True
+        self._seen.clear()
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
@@ -103,7 +127,8 @@ class LossyAverage(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.memory is not None:
             self.memory.load_state_dict(state["residuals"])
-        self._step, self._open = state.get("step", 0), False
+        self._step, self._open, self._finite = state.get("step", 0), False, True
+        self._seen.clear()
 
     def by_parameter(self) -> dict[str, Tensor]:
         """What is kept, flat, by parameter. Override, with :meth:`set_by_parameter`, for more than a memory."""
@@ -114,12 +139,13 @@ class LossyAverage(ABC):
         if self.memory is not None:
             self.memory.load_state_dict(state)
 
-    def sum_densely(self, given_N: Tensor) -> Summed:
-        """In fp32, with nothing left."""
-        total_N = given_N.to(torch.promote_types(given_N.dtype, torch.float32), copy=True)
-        dist.all_reduce(total_N, group=self.process_group)
-        rest_N = None if self.memory is None else torch.zeros_like(total_N)
-        return Summed(total_N, rest_N, total_N.numel() * total_N.element_size())
+    def sum_densely(self, given_N: Tensor, dtype: torch.dtype) -> Summed:
+        """In ``dtype``, that of the bucket, as the host would; what rounding to it leaves is kept."""
+        sent_N = given_N.to(dtype, copy=True)
+        rest_N = None if self.memory is None else given_N - sent_N
+        dist.all_reduce(sent_N, group=self.process_group)
+        num_bytes = sent_N.numel() * sent_N.element_size()
+        return Summed(sent_N.to(torch.promote_types(dtype, torch.float32)), rest_N, num_bytes, dense=True)
 
 
 class CompressedAverage(LossyAverage):
@@ -129,6 +155,7 @@ class CompressedAverage(LossyAverage):
         codec: for buckets; those smaller than it can take are summed densely.
         group, memory: see :class:`LossyAverage`.
         aggregation: by name.
+        nodes: for ``hierarchical``.
         warm_up_steps: over which the codec comes to its own ratio.
     """
 
@@ -139,22 +166,25 @@ class CompressedAverage(LossyAverage):
         *,
         memory: Memory | None = None,
         aggregation: str = BY_CODEC,
+        nodes: NodeGroups | None = None,
         warm_up_steps: int = 0,
     ) -> None:
         super().__init__(group, memory=memory)
         self.codec = codec
-        self._aggregation_name, self._warm_up_steps = aggregation, warm_up_steps
+        self._aggregation_name, self._nodes, self._warm_up_steps = aggregation, nodes, warm_up_steps
         self._aggregation: Aggregation | None = None
 
     def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
         if len(given_N) < self.codec.least:
-            return self.sum_densely(given_N)
+            return self.sum_densely(given_N, bucket.buffer().dtype)
         if self._aggregation is None:
-            self._aggregation = aggregation_for(self.codec, self._aggregation_name, self.process_group)
+            self._aggregation = aggregation_for(
+                self.codec, self._aggregation_name, self.process_group, nodes=self._nodes
+            )
         codec = self.codec
         if step < self._warm_up_steps:
             codec = codec.warming_up((step + 1) / (self._warm_up_steps + 1))
-        seed = (step * 0x9E3779B1 + bucket.index() * 0x85EBCA6B) % 2**31
+        seed = self.seed(bucket, step=step)
         return self._aggregation.sum(codec, given_N, seed=seed, keep_rest=self.memory is not None)
 
 

@@ -7,6 +7,7 @@ order on all ranks.
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
@@ -59,7 +60,7 @@ class PowerSGDHook(BoundHook):
     """Adds what torch's state object lacks: a state dict, without the process group that cannot be stored, and a
     count of bytes."""
 
-    _KEPT = ("error_dict", "p_memory_dict", "q_memory_dict", "iter", "rng")
+    _KEPT = ("error_dict", "p_memory_dict", "q_memory_dict", "iter")
 
     def wire_bytes(self, bucket: Any) -> int:
         sent = self.state.total_numel_after_compression - getattr(self, "_counted", 0)
@@ -68,8 +69,13 @@ class PowerSGDHook(BoundHook):
         return int((sent or flat.numel()) * flat.element_size())  # nothing counted: a dense step of the warm-up
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self.state, name) for name in self._KEPT}
+        """Tensors and plain values alone; of NumPy's generator what it needs to go on."""
+        kind, keys, *rest = self.state.rng.get_state()
+        rng = (kind, torch.from_numpy(keys.astype("int64")), *rest)
+        return {**{name: getattr(self.state, name) for name in self._KEPT}, "rng": rng}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._KEPT:
             setattr(self.state, name, state[name])
+        kind, keys, *rest = state["rng"]
+        self.state.rng.set_state((kind, keys.numpy().astype("uint32"), *rest))

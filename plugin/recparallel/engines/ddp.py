@@ -6,7 +6,6 @@ a hook chains.
 On other devices collectives do not wait by themselves, and the hook runs where it is called.
 """
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,14 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bucket_exchange import exchange_bucket
+from recparallel.engines.hook_state import HookState
 from recparallel.errors import HookError
-
-logger = logging.getLogger(__name__)
 
 _OURS = "recparallel_dispatcher"
 
 
-class DDPHandle:
+class DDPHandle(HookState):
     """What recparallel put on a DistributedDataParallel module.
 
     Attributes:
@@ -45,28 +43,6 @@ class DDPHandle:
             self._dispatcher.hook = None
             del self.module.recparallel
 
-    def step_done(self, *, made: bool = True) -> None:
-        """Tell that the optimizer's step is over, and whether it was made. Needed only where a step is skipped although all
-        gradients are finite."""
-        if self.hook is not None:
-            self.hook.step_done(made=made)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What this rank must store beside weights and optimizer: residuals and other state of the hook."""
-        return {} if self.hook is None else {"hook": self.hook.name, "state": self.hook.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
-
-        Raises:
-            HookError: the state belongs to another hook.
-        """
-        stored, own = state.get("hook"), None if self.hook is None else self.hook.name
-        if stored != own:
-            raise HookError(f"the state is of gradient hook {stored!r}, this module runs {own!r}; attach the same hook")
-        if self.hook is not None:
-            self.hook.load_state_dict(state["state"])
-
 
 def group_of(module: DistributedDataParallel) -> dist.ProcessGroup:
     """The replicas of a module.
@@ -78,8 +54,12 @@ def group_of(module: DistributedDataParallel) -> dist.ProcessGroup:
         raise HookError("recparallel is on this module already; take it off first: module.recparallel.remove()")
     if not hasattr(module, _OURS) and module.logger is not None and module._comm_hooks:
         raise HookError("this DistributedDataParallel has a communication hook already; make it without one")
-    group: dist.ProcessGroup = module.process_group
-    return group
+    return own_group(module.process_group)
+
+
+def own_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Another group of the same ranks: what a thread of ours exchanges must not meet what the host exchanges meanwhile."""
+    return dist.new_group(dist.get_process_group_ranks(group), use_local_synchronization=True)
 
 
 class _Dispatcher:

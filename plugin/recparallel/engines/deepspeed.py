@@ -19,19 +19,28 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch.nn.parallel import DistributedDataParallel
 
 from recparallel.config import RecParallelConfig, parse_config, read_deepspeed_config
-from recparallel.config_checks import check_adaptive, check_compression, check_together, precision, zero_stage
+from recparallel.config_checks import (
+    check_adaptive,
+    check_compression,
+    check_compression_with_zero,
+    check_together,
+    precision,
+    zero_stage,
+)
 from recparallel.data.batching import WindowLoader, collate_windows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
+from recparallel.engines import ddp, megatron
 from recparallel.engines.agreement import Ranks
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.build_lock import warn_about_build_lock
-from recparallel.engines.ddp import DDPHandle, group_of
+from recparallel.engines.ddp import DDPHandle
 from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import data_parallel_group
 from recparallel.engines.handle import Handle
+from recparallel.engines.megatron import MegatronHandle, is_megatron_ddp
 from recparallel.engines.moving import check_movable
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
 from recparallel.engines.rebalancing import bind_rebalancing
@@ -169,8 +178,8 @@ def _with_whole_boundaries(deepspeed_config: dict[str, Any]) -> dict[str, Any]:
 def attach(
     engine: Any, config: str | Path | dict[str, Any] | None = None, *, hook: Hook | None = None, state: Any = None
 ) -> Any:
-    """Put recparallel on an engine that exists: one of DeepSpeed, or torch's DistributedDataParallel, which takes a gradient hook
-    alone (``ddp.py``). For DeepSpeed:
+    """Put recparallel on an engine that exists: one of DeepSpeed, or the DistributedDataParallel of torch (``ddp.py``) or
+    Megatron-Core (``megatron.py``), which take a gradient hook alone. For DeepSpeed:
 
     * a pipeline of ours runs the schedule that it was cut for (``eager_schedule.py``);
     * a pipeline engine gets the mean over targets, seeds by micro-batch and phase times (``training_step.py``), and an
@@ -195,8 +204,8 @@ def attach(
         HookError: the hook cannot run on this engine, or is bound to another group.
         ConfigError: the config is wrong.
     """
-    if isinstance(engine, DistributedDataParallel):
-        return _attach_to_ddp(engine, config, hook, state)
+    if isinstance(engine, DistributedDataParallel) or is_megatron_ddp(engine):
+        return _attach_hook_alone(engine, config, hook, state)
     check_version()
     if getattr(engine, "recparallel", None) is not None:
         raise HookError("recparallel is on this engine already; take it off first: engine.recparallel.remove()")
@@ -213,6 +222,7 @@ def attach(
             bound = None
         elif bound is not None:
             _refuse_unsupported(engine, bound)
+            check_compression_with_zero(section, engine.zero_optimization_stage())
         if isinstance(engine, PipelineEngine):
             if _runs_eagerly(engine, section):
                 dynamic = section.lengths == "dynamic"
@@ -234,15 +244,28 @@ def attach(
     return handle
 
 
-def _attach_to_ddp(
-    module: DistributedDataParallel, config: str | Path | dict[str, Any] | None, hook: Hook | None, state: Any
-) -> DDPHandle:
+def _attach_hook_alone(
+    module: Any, config: str | Path | dict[str, Any] | None, hook: Hook | None, state: Any
+) -> DDPHandle | MegatronHandle:
+    """Of a config, ``compression`` is read."""
     section = parse_config(read_deepspeed_config(config or {}))
     if hook is not None and section.compression is not None:
         raise ConfigError("both a hook and recparallel.compression were given; use one")
-    group = group_of(module)
+    if section.compression is not None and section.compression.bucket_size is not None:
+        raise ConfigError(
+            f"recparallel.compression.bucket_size is {section.compression.bucket_size}, but buckets are made by the "
+            "DistributedDataParallel; use its bucket_cap_mb, or Megatron's bucket_size"
+        )
+    if unused := sorted(section.model_fields_set - {"compression"}):
+        raise ConfigError(
+            f"recparallel.{', recparallel.'.join(unused)} beside a {type(module).__name__}: it takes compression alone"
+        )
+    of_megatron = is_megatron_ddp(module)
+    group = megatron.group_of(module) if of_megatron else ddp.group_of(module)
     bound = bind(hook, state, group) if hook is not None else configured_hook(section.compression, group)
-    return DDPHandle(module, bound if dist.get_world_size(group) > 1 else None)
+    world = dist.get_world_size(group)
+    bound = bound if world > 1 else None
+    return MegatronHandle(module, bound, world=world) if of_megatron else DDPHandle(module, bound)
 
 
 def _may_rebalance(engine: Any) -> bool:
@@ -291,6 +314,15 @@ def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
     stage = engine.zero_optimization_stage()
     if stage > 2:
         raise HookError(f"gradient hook {hook.name!r} runs with ZeRO stages 0, 1 and 2; this engine has stage {stage}")
+    if engine.fp16_enabled() and not stage:
+        raise HookError(
+            f"gradient hook {hook.name!r} with fp16 and ZeRO stage 0: DeepSpeed divides gradients there by a loss scale that "
+            "it has not multiplied the loss with; use stage 1 or 2, or bf16"
+        )
+    if getattr(engine, "torch_autocast_z0_gradscaler", None) is not None:
+        raise HookError(
+            f"gradient hook {hook.name!r} with torch_autocast in fp16: residuals would mix loss scales; use bfloat16"
+        )
     if engine.sequence_parallel_size > 1:
         raise HookError(
             f"gradient hook {hook.name!r} averages over all ranks of the group, but {engine.sequence_parallel_size} of them "

@@ -8,10 +8,13 @@ Two seams cover fp32 and bf16, with and without a pipeline:
 
 Under fp16 a hook is given what gradients are without the loss scale, in fp32: residuals outlive a scale.
 
+Without ZeRO, a table of which a step has touched few rows is exchanged by these rows, exactly, before the buckets.
+
 A tied table is exchanged once, by the first stage that holds it, and its average handed to the others: a lossy codec
 run on both stages would make the copies drift apart.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
@@ -23,17 +26,26 @@ from deepspeed.runtime.engine import split_half_float_double_sparse
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
+from recparallel import events
+from recparallel.collectives.rows import RowSum
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.bucket_exchange import exchange_bucket
 from recparallel.errors import HookError
+from recparallel.models.layers import ItemEmbedding
+
+_NO_BUCKET = -1
+"""Number of an exchange that is none of a bucket."""
 
 
-def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings, *, by_layer: bool = False) -> None:
+def bind_gradient_hook(
+    engine: Any, hook: BoundHook, bindings: Bindings, *, by_layer: bool = False, bucket_size: int | None = None
+) -> None:
     """Let ``hook`` average the gradients of ``engine`` until the bindings are removed.
 
     Args:
         by_layer: no bucket holds more than one layer of a pipeline, so that what a codec leaves out does not depend on the cut.
+        bucket_size: elements beyond which a bucket closes, without ZeRO; None is DeepSpeed's.
 
     Raises:
         HookError: the engine reduces gradients in a way that a hook cannot take over.
@@ -46,7 +58,7 @@ def bind_gradient_hook(engine: Any, hook: BoundHook, bindings: Bindings, *, by_l
         step_done = zero.step_done
     else:
         step_done = hook.step_done
-        _DenseExchange(engine, hook, names, ties, by_layer=by_layer).bind(bindings)
+        _DenseExchange(engine, hook, names, ties, by_layer=by_layer, bucket_size=bucket_size).bind(bindings)
     _tell_steps(engine, step_done, bindings)
 
 
@@ -99,9 +111,23 @@ class _DenseExchange:
     out."""
 
     def __init__(
-        self, engine: Any, hook: BoundHook, names: dict[int, str], ties: dict[int, _Tie], *, by_layer: bool
+        self,
+        engine: Any,
+        hook: BoundHook,
+        names: dict[int, str],
+        ties: dict[int, _Tie],
+        *,
+        by_layer: bool,
+        bucket_size: int | None,
     ) -> None:
         self.engine, self.hook, self.names, self.ties, self.by_layer = engine, hook, names, ties, by_layer
+        self.bucket_size = bucket_size
+        group = data_parallel_group(engine)
+        self.row_sums = {
+            id(module.weight): RowSum(group)
+            for module in engine.module.modules()
+            if hook.leaves_rows_apart and isinstance(module, ItemEmbedding) and dist.get_world_size(group) > 1
+        }
 
     def bind(self, bindings: Bindings) -> None:
         bindings.bind(self.engine, "_reduce_non_expert_gradients", self.reduce)
@@ -113,21 +139,33 @@ class _DenseExchange:
             if bucket:
                 engine.sparse_allreduce_no_retain(bucket, dp_group=group, dp_world_size=dist.get_world_size(group))
         gradients = {p: g for p, g in _dense_gradients(engine) if not _exchanged_elsewhere(p, self.ties)}
+        for p in [p for p in gradients if id(p) in self.row_sums and self._went_by_rows(p, gradients[p])]:
+            del gradients[p]
         buckets = [
             bucket
             for params in _by_dtype(gradients)
             for layer in (_by_layer(params, self.names) if self.by_layer else [params])
-            for bucket in _by_size(layer, elements_per_buffer)
+            for bucket in _by_size(layer, self.bucket_size or elements_per_buffer)
         ]
         for index, params in enumerate(buckets):
             flat = torch.cat([gradients[p].reshape(-1) for p in params]).to(engine.communication_data_type)
-            last, scale = index == len(buckets) - 1, _loss_scale(engine.optimizer, flat)
-            averaged = _run(self.hook, flat, params, self.names, index=index, last=last, scale=scale)
+            averaged = _run(self.hook, flat, params, self.names, index=index, last=index == len(buckets) - 1)
             for p, part in zip(params, averaged.split([p.numel() for p in params])):
                 gradients[p].copy_(part.view_as(gradients[p]))
         everywhere = {id(p): g for p, g in _dense_gradients(engine)}
         for key, tie in self.ties.items():
             tie.hand_over(everywhere[key])
+
+    def _went_by_rows(self, table: Tensor, gradient: Tensor) -> bool:
+        """Average the rows that are not zero, if that is less than all of it."""
+        start = time.perf_counter()
+        sent = self.row_sums[id(table)].sum_if_fewer(gradient.view(table.shape))
+        if sent is None:
+            return False
+        gradient.mul_(1.0 / dist.get_world_size(data_parallel_group(self.engine)))
+        dense = gradient.numel() * gradient.element_size()
+        events.emit(events.Exchange(_NO_BUCKET, "rows", dense, sent, time.perf_counter() - start))
+        return True
 
 
 class _ZeroExchange:
@@ -196,7 +234,7 @@ class _ZeroExchange:
         for own in _by_layer(list(part_of), self.names) if self.by_layer else [list(part_of)] if part_of else []:
             self.seen += len(own)
             flat = torch.cat([part_of[p] for p in own]).to(communication_data_type)
-            last, scale = self.seen == self.expected, _loss_scale(self.optimizer, flat)
+            last, scale = self.seen == self.expected, _loss_scale(self.optimizer)
             averaged = _run(self.hook, flat, own, self.names, index=self.index, last=last, scale=scale)
             self.index += 1
             for p, result in zip(own, averaged.split([p.numel() for p in own])):
@@ -218,9 +256,9 @@ def data_parallel_group(engine: Any) -> dist.ProcessGroup:
     return engine.seq_data_parallel_group
 
 
-def _loss_scale(optimizer: Any, flat: Tensor) -> float:
-    """By which fp16 gradients are too large; 1 for others."""
-    return float(optimizer.loss_scale) if flat.dtype == torch.float16 else 1.0
+def _loss_scale(optimizer: Any) -> float:
+    """By which gradients are too large under ZeRO in fp16; 1 for others."""
+    return float(optimizer.loss_scale) if optimizer.dtype == torch.float16 else 1.0
 
 
 def _run(
@@ -231,10 +269,11 @@ def _run(
     *,
     index: int,
     last: bool,
-    scale: float,
+    scale: float = 1.0,
 ) -> Tensor:
     gradient = flat if scale == 1.0 else flat.float().div_(scale)
-    averaged = exchange_bucket(hook, gradient, params, [names[id(p)] for p in params], index=index, last=last)
+    own, dense_bytes = [names[id(p)] for p in params], flat.numel() * flat.element_size()
+    averaged = exchange_bucket(hook, gradient, params, own, index=index, last=last, dense_bytes=dense_bytes)
     return averaged if scale == 1.0 else averaged.mul_(scale)
 
 

@@ -9,12 +9,12 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from recparallel.config import RecParallelConfig
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.hook_state import HookState
 from recparallel.engines.stage_bindings import bind_stage
-from recparallel.errors import HookError
 from recparallel.plan import ParallelPlan, Partition
 
 
-class Handle:
+class Handle(HookState):
     """What recparallel put on one engine.
 
     Attributes:
@@ -47,24 +47,6 @@ class Handle:
         """Leave the engine as it was before. A second call does nothing."""
         self.unbind_stage()
         self._bindings.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What this rank must store beside weights and optimizer: residuals and other state of the hook."""
-        return {} if self.hook is None else {"hook": self.hook.name, "state": self.hook.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
-
-        Raises:
-            HookError: the state belongs to another hook.
-        """
-        stored, own = state.get("hook"), None if self.hook is None else self.hook.name
-        if stored != own:
-            raise HookError(
-                f"the checkpoint holds state of gradient hook {stored!r}, this engine runs {own!r}; attach the same hook"
-            )
-        if self.hook is not None:
-            self.hook.load_state_dict(state["state"])
 
 
 def _plan_of(engine: Any, hook: BoundHook | None) -> ParallelPlan:

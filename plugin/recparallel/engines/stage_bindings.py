@@ -27,7 +27,8 @@ def bind_stage(engine: Any, hook: BoundHook | None, section: RecParallelConfig, 
         HookError: the engine reduces gradients in a way that the hook cannot take over.
     """
     if hook is not None:
-        bind_gradient_hook(engine, hook, bindings, by_layer=section.partition.adaptive)
+        size = None if section.compression is None else section.compression.bucket_size
+        bind_gradient_hook(engine, hook, bindings, by_layer=section.partition.adaptive, bucket_size=size)
     if not isinstance(engine, PipelineEngine):
         return
     if isinstance(engine.module, RecommenderPipeline) and engine.module.partition.spread:

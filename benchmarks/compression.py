@@ -1,0 +1,54 @@
+"""``python -m benchmarks compression``: gradients through codecs, against the dense exchange and torch's own hooks.
+
+Torch DDP on all ranks, and two stages of two replicas. ``ddp without exchange`` is the bound: every rank keeps its own gradients.
+"""
+
+from pathlib import Path
+
+from benchmarks.options import Options
+from benchmarks.partition import KEEP_MEMORY
+from benchmarks.peers.recparallel_pipeline import EXTRAS
+from benchmarks.peers.sides import Side, get_side
+from benchmarks.study import Study, run_study
+from benchmarks.workloads import Workload
+
+BASE = "ddp"
+_SIDES = (
+    BASE,
+    "ddp fp16",
+    "ddp bf16 of ours",
+    "ddp int8 of ours",
+    "ddp int4 of ours",
+    "ddp top_k_threshold of ours",
+    "ddp power_sgd of ours",
+    "ddp auto of ours",
+    "ddp without exchange",
+    "ds pp2 dp2",
+    "recparallel pp2 dp2",
+    "recparallel pp2 dp2 int8",
+    "recparallel pp2 dp2 auto",
+    "ddp powersgd",
+)
+
+
+def sides_of(workload: Workload) -> tuple[Side, ...]:
+    """All of them, on every workload."""
+    return tuple(map(get_side, _SIDES))
+
+
+STUDY = Study(
+    name="compression",
+    base=BASE,
+    sides=sides_of,
+    workloads=("head", "catalogue"),
+    clusters=("flat", "two_tier", "fast"),
+    document=Path("docs") / "compression.md",
+    environment=KEEP_MEMORY,
+    extras=EXTRAS,
+    settles=1,
+)
+
+
+def run(options: Options) -> int:
+    """Measure; :func:`benchmarks.study.run_study` has the details."""
+    return run_study(STUDY, options)

@@ -1,0 +1,174 @@
+"""``"compression": "auto"``: for each bucket the fastest exchange, dense where nothing pays, decided anew when the links change."""
+
+import logging
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recparallel import registry
+from recparallel.collectives.base import Aggregation, Summed
+from recparallel.collectives.bucket import Bucket
+from recparallel.collectives.choice import BY_CODEC, aggregation_for
+from recparallel.compression import Codec
+from recparallel.compression.error_feedback import ErrorFeedback
+from recparallel.compression.memory import Memory
+from recparallel.compression.options import check_integer
+from recparallel.data_parallel.hook import BoundHook
+from recparallel.data_parallel.synchronous import CompressedHook, LossyAverage, average_compressed
+from recparallel.errors import ConfigError
+from recparallel.planning.communication import Choice, ExchangeTime, Reading, choose, fit, has_drifted
+
+logger = logging.getLogger(__name__)
+
+DENSE = "none"
+CANDIDATES = (DENSE, "bf16", "int8")
+"""Ways to exchange, each losing more than the one before. Sparser ones change a training more than one who said nothing expects."""
+
+_SMALL, _LARGE, _TRIES = 4_096, 524_288, 3
+_DRIFT = 2.0
+
+
+def automatic(
+    group: dist.ProcessGroup | None,
+    *,
+    candidates: list[str] | None = None,
+    min_gain: float = 0.1,
+    every: int = 50,
+    error_feedback: bool = True,
+) -> BoundHook:
+    """The hook, see :class:`AutomaticAverage`.
+
+    Args:
+        candidates: codecs, each losing more than the one before; ``none`` stands first.
+        min_gain: share of an exchange that a codec must save to be taken, in [0, 1).
+        every: steps between two looks at whether exchanges take as long as predicted.
+        error_feedback: keep what was left out and send it later.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+    ways = tuple(CANDIDATES if candidates is None else candidates)
+    known = [name for name in registry.codecs if isinstance(registry.codecs.load(name), type)]
+    if not ways or ways[0] != DENSE or any(way not in known for way in ways[1:]) or len(set(ways)) < len(ways):
+        raise ConfigError(
+            f"recparallel.compression.candidates must be {DENSE!r} and then codecs, none twice, got {list(ways)}; "
+            f"codecs: {', '.join(known)}"
+        )
+    if isinstance(min_gain, bool) or not isinstance(min_gain, (int, float)) or not 0.0 <= min_gain < 1.0:
+        raise ConfigError(
+            f"auto: min_gain must be a number in [0, 1), got {min_gain!r} (recparallel.compression.min_gain)"
+        )
+    check_integer("auto", "every", every, least=1)
+    memory = ErrorFeedback() if error_feedback else None
+    return _AutomaticHook("auto", average_compressed, AutomaticAverage(group, ways, memory, min_gain, every))
+
+
+class _AutomaticHook(CompressedHook):
+    """Tells by which codec a bucket went."""
+
+    state: "AutomaticAverage"
+
+    def codec_of(self, bucket: Any) -> str:
+        return f"auto: {self.state.way}"
+
+
+class AutomaticAverage(LossyAverage):
+    """Buckets go the way that is the fastest for their size.
+
+    1. At the first bucket every way is timed on the replicas themselves, with a small and a large gradient, the slowest rank
+       counting: codec, links and whatever else runs there are in the same figure. A line through the two predicts other sizes.
+    2. A codec is taken where it saves at least ``min_gain`` of the exchange by the way that loses less. On a fast network that is
+       none.
+    3. Every ``every`` steps the way that most buckets take is timed again. Where it differs from the prediction by more than a
+       factor of two, so are all ways.
+
+    All ranks decide from the same numbers. Decisions are told to the log, with predicted and measured seconds.
+
+    Args:
+        group, memory: see :class:`~recparallel.data_parallel.synchronous.LossyAverage`.
+        ways: codecs, the first of them ``none``.
+        min_gain, every: see :func:`automatic`.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, ways: tuple[str, ...], memory: Memory | None, min_gain: float, every: int
+    ) -> None:
+        super().__init__(group, memory=memory)
+        self.way = DENSE
+        self._codecs: dict[str, Codec] = {way: registry.codecs.load(way)() for way in ways[1:]}
+        self._aggregations: dict[str, Aggregation] = {}
+        self._min_gain, self._every = min_gain, every
+        self._times: dict[str, ExchangeTime] = {}
+        self._choices: dict[int, Choice] = {}
+        self._looked_at = 0
+
+    def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
+        dtype = bucket.buffer().dtype
+        if bucket.index() == 0 and self._choices and step - self._looked_at >= self._every:
+            self._look(step, given_N.device, dtype)
+        if not self._times:
+            self._measure(given_N.device, dtype)
+        choice = self._choices.get(len(given_N)) or self._decide(len(given_N))
+        self.way = choice.way
+        return self._exchange(choice.way, given_N, dtype, self.seed(bucket, step=step))
+
+    def _exchange(self, way: str, given_N: Tensor, dtype: torch.dtype, seed: int) -> Summed:
+        if way == DENSE or len(given_N) < self._codecs[way].least:
+            return self.sum_densely(given_N, dtype)
+        codec = self._codecs[way]
+        if way not in self._aggregations:
+            self._aggregations[way] = aggregation_for(codec, BY_CODEC, self.process_group)
+        return self._aggregations[way].sum(codec, given_N, seed=seed, keep_rest=self.memory is not None)
+
+    def _measure(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Time every way; collective."""
+        self._times = {
+            way: fit(*(Reading(size, self._slowest(way, size, device, dtype)) for size in (_SMALL, _LARGE)))
+            for way in (DENSE, *self._codecs)
+        }
+        self._choices.clear()
+
+    def _slowest(self, way: str, size: int, device: torch.device, dtype: torch.dtype) -> float:
+        """Seconds of an exchange on the rank that takes the longest, in the best of some tries; collective."""
+        gradient = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(device)
+        tries = []
+        for _ in range(_TRIES):
+            dist.barrier(group=self.process_group)
+            start = time.perf_counter()
+            float(self._exchange(way, gradient, dtype, 0).total_N[0])  # waits for a device that computes by itself
+            tries.append(time.perf_counter() - start)
+        slowest = torch.tensor(min(tries), dtype=torch.float64, device=device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=self.process_group)
+        return float(slowest)
+
+    def _decide(self, size: int) -> Choice:
+        choice = self._choices[size] = choose(size, self._times, min_gain=self._min_gain)
+        predicted = ", ".join(f"{way} {1e3 * t.seconds(size):.2f} ms" for way, t in self._times.items())
+        self._tell("buckets of %s elements go by %r (predicted: %s)", f"{size:,}", choice.way, predicted)
+        return choice
+
+    def _look(self, step: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Whether exchanges take as long as predicted; collective."""
+        self._looked_at = step
+        elements = Counter[str]()
+        for choice in self._choices.values():
+            elements[choice.way] += choice.size
+        way = max(elements, key=lambda way: elements[way])
+        predicted, measured = self._times[way].seconds(_LARGE), self._slowest(way, _LARGE, device, dtype)
+        self._tell(
+            "%s elements by %r: predicted %.2f ms, measured %.2f ms",
+            f"{_LARGE:,}",
+            way,
+            1e3 * predicted,
+            1e3 * measured,
+        )
+        if has_drifted(predicted, measured, tolerance=_DRIFT):
+            self._times = {}
+
+    def _tell(self, sentence: str, *values: object) -> None:
+        if dist.get_rank(self.process_group) == 0:
+            logger.info(sentence, *values)

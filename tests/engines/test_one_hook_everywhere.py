@@ -1,0 +1,190 @@
+"""The same hook in torch DDP, DeepSpeed with ZeRO-0, 1 and 2, a DeepSpeed pipeline and Megatron-Core: the same losses."""
+
+import pytest
+from megatron_training import megatron_on_cpu
+
+STEPS, RATE = 10, 0.1
+COMPRESSIONS = [
+    {"codec": "none"},
+    {"codec": "int8", "block": 8},
+    {"codec": "sign"},
+    {"codec": "top_k", "ratio": 0.2},
+    {"codec": "top_k", "ratio": 0.2, "momentum_correction": {"momentum": 0.5}},
+    {"codec": "random_k", "ratio": 0.3, "warm_up_steps": 3},
+    {"codec": "power_sgd", "rank": 1},
+    {"codec": "torch_fp16"},
+]
+BETWEEN = 1e-5
+"""fp32: sums in another order, of a few steps."""
+
+
+def layers():
+    import torch
+
+    torch.manual_seed(0)
+    return [torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)]
+
+
+def batch(step, replica):
+    import torch
+
+    return torch.randn(4, 8, generator=torch.Generator().manual_seed(100 * step + replica))
+
+
+def loss_of(output, x):
+    return (output - x[:, :4]).square().mean()
+
+
+def in_ddp(*, compression):
+    """With a bucket for every parameter, which DDP has from the first step on only where it looks for unused ones."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    import recparallel
+
+    module = DistributedDataParallel(torch.nn.Sequential(*layers()), bucket_cap_mb=1e-6, find_unused_parameters=True)
+    recparallel.attach(module, {"recparallel": {"compression": compression}})
+    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+    losses = []
+    for step in range(STEPS):
+        x = batch(step, dist.get_rank())
+        optimizer.zero_grad()
+        loss = loss_of(module(x), x)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def deepspeed_config(compression, zero):
+    size = {} if zero else {"bucket_size": 1}
+    return {
+        "train_micro_batch_size_per_gpu": 4,
+        "steps_per_print": 10**9,
+        "optimizer": {"type": "SGD", "params": {"lr": RATE}},
+        "zero_optimization": {"stage": zero, "reduce_bucket_size": 1},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
+        "recparallel": {"compression": {**compression, **size}},
+    }
+
+
+def in_deepspeed(*, compression, zero):
+    import torch
+    import torch.distributed as dist
+
+    import recparallel
+
+    model = torch.nn.Sequential(*layers())
+    config = deepspeed_config(compression, zero)
+    engine, *_ = recparallel.initialize(model=model, config=config, model_parameters=model.parameters())
+    losses = []
+    for step in range(STEPS):
+        x = batch(step, dist.get_rank())
+        loss = loss_of(engine(x), x)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+def in_a_pipeline(*, compression, zero):
+    """Two stages, two replicas; the loss is the mean of both."""
+    import deepspeed
+    from deepspeed.pipe import PipelineModule
+
+    import recparallel
+
+    module = PipelineModule(layers=layers(), num_stages=2, loss_fn=loss_of, partition_method="uniform")
+    config = deepspeed_config(compression, zero)
+    engine, *_ = deepspeed.initialize(model=module, config=config, model_parameters=module.parameters())
+    recparallel.attach(engine, config)
+    replica = engine.grid.data_parallel_id
+    return [float(engine.train_batch(iter([(batch(step, replica),) * 2]))) for step in range(STEPS)]
+
+
+def in_megatron(*, compression, distributed_optimizer, overlap):
+    import torch
+    import torch.distributed as dist
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.transformer import TransformerConfig
+
+    import recparallel
+
+    with megatron_on_cpu(1):
+        settings = DistributedDataParallelConfig(
+            overlap_grad_reduce=overlap, bucket_size=1, use_distributed_optimizer=distributed_optimizer
+        )
+        model = torch.nn.Sequential(*layers())
+        module = DistributedDataParallel(
+            TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1), settings, model
+        )
+        handle = recparallel.attach(module, {"recparallel": {"compression": compression}})
+        losses = []
+        for step in range(STEPS):
+            x = batch(step, dist.get_rank())
+            module.zero_grad_buffer()
+            loss = loss_of(module(x), x)
+            loss.backward()
+            module.finish_grad_sync()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.sub_(parameter.main_grad, alpha=RATE)
+            losses.append(loss.item())
+        handle.remove()
+        handle.remove()
+        assert "start_grad_sync" not in vars(module.bucket_groups[0])
+        return losses
+
+
+def mean(ranks):
+    return [sum(losses) / len(losses) for losses in zip(*ranks)]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: "-".join(map(str, c.values())))
+def test_the_same_hook_gives_the_same_losses_in_every_engine(pools, compression):
+    expected = pools[2].run(in_ddp, compression=compression)
+    assert mean(expected)[-1] < mean(expected)[0]
+    for zero in (0, 1) if "momentum_correction" in compression else (0, 1, 2):
+        found = pools[2].run(in_deepspeed, compression=compression, zero=zero)
+        assert found == [pytest.approx(losses, rel=BETWEEN) for losses in expected], f"ZeRO-{zero}"
+    for zero in (0, 1):
+        found = pools[4].run(in_a_pipeline, compression=compression, zero=zero)
+        assert found == [pytest.approx(mean(expected), rel=BETWEEN)] * 4, f"pipeline, ZeRO-{zero}"
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: "-".join(map(str, c.values())))
+def test_megatron_trains_alike(pools, compression):
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    expected = pools[2].run(in_ddp, compression=compression)
+    for distributed_optimizer in (False, True):
+        found = pools[2].run(
+            in_megatron, compression=compression, distributed_optimizer=distributed_optimizer, overlap=True
+        )
+        assert found == [pytest.approx(losses, rel=BETWEEN) for losses in expected]
+
+
+@pytest.mark.parametrize("distributed_optimizer", [False, True])
+def test_megatron_without_overlap_has_one_bucket_and_trains_alike(pools, distributed_optimizer):
+    """Its buckets hold all parameters then: compared where buckets do not matter."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    compression = {"codec": "torch_bf16"}
+    expected = pools[2].run(in_ddp, compression=compression)
+    found = pools[2].run(
+        in_megatron, compression=compression, distributed_optimizer=distributed_optimizer, overlap=False
+    )
+    assert found == [pytest.approx(losses, rel=BETWEEN) for losses in expected]
+
+
+def torch_power_sgd_in_many_buckets(*, engine):
+    """PyTorch's hook, which by itself ends in a mismatch of collectives under gloo."""
+    compression = {"codec": "torch_powersgd", "rank": 1}
+    return in_ddp(compression=compression) if engine == "ddp" else in_deepspeed(compression=compression, zero=0)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+def test_torchs_power_sgd_runs_in_many_buckets(pools, engine):
+    for _ in range(3):
+        ranks = pools[3].run(torch_power_sgd_in_many_buckets, engine=engine)
+        assert mean(ranks)[-1] < mean(ranks)[0]

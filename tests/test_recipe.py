@@ -61,7 +61,13 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
 @pytest.mark.parametrize(
     ("processes", "section", "more", "under"),
     [
-        (2, {"stages": 1, "compression": {"codec": "top_k", "ratio": 0.1}}, {"zero_optimization": {"stage": 1}}, None),
+        pytest.param(
+            2,
+            {"stages": 1, "compression": {"codec": "top_k", "ratio": 0.1}},
+            {"zero_optimization": {"stage": 1}},
+            None,
+            marks=pytest.mark.slow,  # in one launch after the other; engines/test_checkpoint.py has it in one process
+        ),
         pytest.param(
             2,
             {"stages": 2, "spread_head": True},

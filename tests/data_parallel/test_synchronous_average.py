@@ -188,6 +188,24 @@ def test_momentum_that_did_not_get_through_goes_on():
     assert torch.equal(other.corrected(torch.ones(4), ("w",), [4]), memory.corrected(torch.ones(4), ("w",), [4]))
 
 
+def disagreeing():
+    """Rank 1 has another ratio."""
+    import torch.distributed as dist
+
+    try:
+        hook_of({"codec": "top_k", "ratio": 0.1 * (1 + dist.get_rank())})
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_were_given_different_settings_stop(pools):
+    for said in pools[2].run(disagreeing):
+        assert "differs between ranks" in said
+        assert "rank 0" in said
+        assert "0.2" in said
+
+
 @pytest.mark.parametrize(
     ("compression", "said"),
     [

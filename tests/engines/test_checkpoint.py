@@ -83,7 +83,7 @@ def test_untied_ends_go_on_too(pools, tmp_path):
     ("plan", "others"),
     [
         ("PP 2 x DP 2", ["TP 2", "TP 2, ZeRO-1", "TP 2 x PP 2"]),
-        ("TP 2 x PP 2", ["1", "PP 4", "TP 2"]),
+        pytest.param("TP 2 x PP 2", ["1", "PP 4", "TP 2"], marks=pytest.mark.slow),
         ("TP 2, ZeRO-1", ["PP 2 x DP 2, ZeRO-1"]),
     ],
 )

@@ -156,6 +156,27 @@ def test_a_hook_comes_off_and_one_too_many_is_refused(pools):
         assert "unknown codec 'x'" in said[3]
 
 
+def sparse_gradients():
+    """An embedding with sparse gradients."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    import recparallel
+
+    module = DistributedDataParallel(torch.nn.Embedding(5, 2, sparse=True))
+    recparallel.attach(module, {"recparallel": {"compression": {"codec": "int8"}}})
+    try:
+        module(torch.tensor([1, 2])).sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_sparse_gradients_are_refused_by_name(pools):
+    for said in pools[2].run(sparse_gradients):
+        assert "the gradients of weight are sparse" in said
+
+
 def failing():
     """A hook that fails on rank 1 in the second step."""
     import torch.distributed as dist

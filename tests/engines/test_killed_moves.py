@@ -12,6 +12,7 @@ MOMENTS = int(os.environ.get("RECPARALLEL_MOMENTS", "1"))
 """How many random moments are tried; 20 take ten minutes."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(MOMENTS))
 def test_a_rank_killed_during_a_move_stops_the_job(tmp_path, seed):
     moment = random.Random(seed)

@@ -65,7 +65,14 @@ def test_tensor_ranks_move_their_parts(pools):
         assert losses == pytest.approx(reference(run), rel=1e-5)
 
 
-@pytest.mark.parametrize(("zero", "dtype"), [(0, "bf16"), (1, "bf16"), (1, "bf16_fp32_accumulation")])
+@pytest.mark.parametrize(
+    ("zero", "dtype"),
+    [
+        (0, "bf16"),
+        pytest.param(1, "bf16", marks=pytest.mark.slow),
+        pytest.param(1, "bf16_fp32_accumulation", marks=pytest.mark.slow),
+    ],
+)
 def test_bf16_keeps_its_master_weights(pools, zero, dtype):
     run = replace(STILL, zero=zero, dtype=dtype, bounds=(0, 3, 6), clip=0.0)
     still = pools[4].run(train_with_moves, run=run, moves={})[0]

@@ -149,7 +149,7 @@ def test_the_same_hook_gives_the_same_losses_in_every_engine(pools, compression)
     for zero in (0, 1) if "momentum_correction" in compression else (0, 1, 2):
         found = pools[2].run(in_deepspeed, compression=compression, zero=zero)
         assert found == [pytest.approx(losses, rel=BETWEEN) for losses in expected], f"ZeRO-{zero}"
-    for zero in (0, 1):
+    for zero in (0, 1) if compression["codec"] in ("none", "int8") else (0,):
         found = pools[4].run(in_a_pipeline, compression=compression, zero=zero)
         assert found == [pytest.approx(mean(expected), rel=BETWEEN)] * 4, f"pipeline, ZeRO-{zero}"
 

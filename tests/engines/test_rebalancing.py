@@ -62,7 +62,7 @@ def layers_of(bounds, stage):
 def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools):
     from recparallel.events import Move, MoveOutcome
 
-    run = replace(RUN, steps=48)
+    run = replace(RUN, steps=60)
     phases = {12: 25.0, 32: 5.0}
     everyone = pools[2].run(train_on_drifting_ranks, run=run, slow=1, phases=phases, writing=range(12, 20))
     for losses, seen, cut in everyone:

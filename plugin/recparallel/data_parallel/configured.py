@@ -26,9 +26,23 @@ def configured_hook(compression: CompressionConfig | None, group: dist.ProcessGr
     of its own.
 
     Raises:
-        ConfigError: the codec does not take these options.
+        ConfigError: the codec does not take these options, or other ranks were given others.
     """
+    _check_agreement(compression, group)
     return None if compression is None else _make(compression, group)
+
+
+def _check_agreement(compression: CompressionConfig | None, group: dist.ProcessGroup) -> None:
+    """Raises:
+    ConfigError: on every rank, if ranks of ``group`` were given different settings: their messages would not fit together.
+    """
+    own = None if compression is None else compression.model_dump_json()
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, own, group=group)
+    if len(set(everyone)) > 1:
+        ranks = dist.get_process_group_ranks(group)
+        given = "; ".join(f"rank {rank}: {each or 'none'}" for rank, each in zip(ranks, everyone))
+        raise ConfigError(f"recparallel.compression differs between ranks that average gradients together: {given}")
 
 
 def check_codec(compression: CompressionConfig | None) -> None:

@@ -4,11 +4,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recparallel import events
 from recparallel.collectives.bucket import Bucket
 from recparallel.data_parallel.hook import BoundHook
+from recparallel.errors import HookError
 
 
 def exchange_bucket(
@@ -25,7 +27,15 @@ def exchange_bucket(
 
     Args:
         dense_bytes: of the gradients, where ``flat`` is another form of them.
+
+    Raises:
+        HookError: gradients are sparse, or integers.
     """
+    if flat.layout != torch.strided or not flat.is_floating_point():
+        what = f"of {flat.dtype}" if flat.layout == torch.strided else "sparse"
+        raise HookError(
+            f"gradient hook {hook.name!r}: the gradients of {', '.join(names)} are {what}; they must be dense and floating"
+        )
     bucket = Bucket(flat, tuple(params), tuple(names), index, last)
     start = time.perf_counter()
     averaged: Any = hook(bucket).wait()

@@ -157,7 +157,9 @@ class _DenseExchange:
             tie.hand_over(everywhere[key])
 
     def _went_by_rows(self, table: Tensor, gradient: Tensor) -> bool:
-        """Average the rows that are not zero, if that is less than all of it."""
+        """Average the rows that are not zero, if that is less than all of it, and nothing is rounded on its way."""
+        if gradient.dtype != self.engine.communication_data_type:
+            return False
         start = time.perf_counter()
         sent = self.row_sums[id(table)].sum_if_fewer(gradient.view(table.shape))
         if sent is None:

@@ -14,9 +14,7 @@ from torch.nn import functional
 from recparallel.compression.base import Codec
 from recparallel.compression.dither import dither
 from recparallel.compression.options import check_integer
-
-_PIECE = 1 << 16
-"""Elements; at most as many as there is dither."""
+from recparallel.compression.pieces import PIECE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class BlockQuantizer(Codec):
     """Largest integer."""
 
     def __post_init__(self) -> None:
-        check_integer(self.name, "block", self.block, least=8, most=_PIECE, multiple_of=8)
+        check_integer(self.name, "block", self.block, least=8, most=PIECE, multiple_of=8)
 
     @property
     def least(self) -> int:  # type: ignore[override]
@@ -50,7 +48,7 @@ class BlockQuantizer(Codec):
         step = self._step(flat_N)
         for number, first in enumerate(range(0, len(scales_B), step)):
             blocks_bW = self._blocks(flat_N, first, step)
-            scale_b = torch.linalg.vector_norm(blocks_bW, float("inf"), dim=1).mul_(1 / self.levels)
+            scale_b = blocks_bW.abs().amax(dim=1).mul_(1 / self.levels)
             scales_B[first : first + step] = scale_b
             inverse_b = scale_b.clamp_(min=torch.finfo(torch.float32).tiny).reciprocal_().clamp_(max=1e38)
             integers_bW = torch.mul(blocks_bW, inverse_b.unsqueeze(1))
@@ -60,7 +58,7 @@ class BlockQuantizer(Codec):
 
     def _step(self, flat_N: Tensor) -> int:
         """Blocks of a piece; other devices than a CPU take all at once."""
-        return max(1, _PIECE // self.block) if flat_N.device.type == "cpu" else self._num_blocks(len(flat_N))
+        return max(1, PIECE // self.block) if flat_N.device.type == "cpu" else self._num_blocks(len(flat_N))
 
     def _blocks(self, flat_N: Tensor, first: int, step: int) -> Tensor:
         """Blocks (b, W) in fp32; the last is filled up with zeros."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recparallel.compression.base import Codec, Part, Payload
+from recparallel.compression.pieces import pieces
 from recparallel.compression.wire import Cast, Float16, WireFormat
 
 
@@ -26,9 +27,6 @@ class _AsOnTheWire(Codec):
     def encode(self, flat_N: Tensor, *, seed: int = 0) -> Payload:
         return (self._format.encode(flat_N),)
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
-        total_N.add_(self._format.decode(payload[0], total_N.shape, torch.float32))
-
 
 @dataclass(frozen=True, kw_only=True)
 class BFloat16Codec(_AsOnTheWire):
@@ -44,6 +42,10 @@ class BFloat16Codec(_AsOnTheWire):
     @property
     def _format(self) -> WireFormat:
         return Cast(torch.bfloat16)
+
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+        for wire, total in pieces(payload[0], total_N):
+            total.add_(wire.to(total.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +63,8 @@ class Float16Codec(_AsOnTheWire):
     @property
     def _format(self) -> WireFormat:
         return Float16()
+
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+        wire_N, factor = payload[0][:-1], Float16.factor(payload[0])
+        for wire, total in pieces(wire_N, total_N):
+            total.add_(wire.to(total.dtype).mul_(factor))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from recparallel.compression.base import Codec, Part, Payload
+from recparallel.compression.pieces import pieces
 
 _BITS = 8
 
@@ -35,7 +36,8 @@ class Sign(Codec):
         return Part(1, torch.float32), Part(-(-size // _BITS), torch.uint8)
 
     def encode(self, flat_N: Tensor, *, seed: int = 0) -> Payload:
-        scale = torch.linalg.vector_norm(flat_N.float(), 1) / len(flat_N)
+        total = sum(piece.float().abs().sum() for (piece,) in pieces(flat_N))
+        scale = torch.as_tensor(total, device=flat_N.device) / len(flat_N)
         wire_M = torch.zeros(-(-len(flat_N) // _BITS), dtype=torch.uint8, device=flat_N.device)
         for bit, plane in enumerate(flat_N.split(len(wire_M))):
             wire_M[: len(plane)] |= (plane >= 0).to(torch.uint8) << bit

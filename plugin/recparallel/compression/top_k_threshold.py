@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recparallel.compression.pieces import PIECE
 from recparallel.compression.sparse import Sparsifier
 
 _SAMPLE = 1 << 14
@@ -13,7 +14,7 @@ _SAMPLE = 1 << 14
 _MORE = 1.25
 """How many candidates are aimed at, of those that are sent."""
 
-_ROWS, _PIECE = 16, 1 << 16
+_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,8 @@ class TopKThreshold(Sparsifier):
     sort.
 
     1. The threshold is that of a sample of 16,384 elements, set low: about 1.25 k elements are above it.
-    2. Elements above it are the candidates. A piece that fits into the cache is folded to 16 rows, and only columns whose largest
-       element is above are looked at.
+    2. Elements above it are the candidates. The gradient is folded to 8 rows, and only columns whose largest element is above are
+       looked at.
     3. More than k candidates: the k largest of them, which is the exact top-k. Fewer: the rest is drawn from all elements, by
        ``torch.topk`` of what is below.
 
@@ -56,17 +57,13 @@ class TopKThreshold(Sparsifier):
 
 def _above(flat_N: Tensor, threshold: Tensor) -> Tensor:
     """Positions of elements whose magnitude is not below the threshold, NaN among them."""
-    found = []
-    limit = float(threshold)
-    for begin in range(0, len(flat_N), _PIECE):
-        piece = flat_N[begin : begin + _PIECE]
-        width = len(piece) // _ROWS
-        if width:
-            rows_RW = piece[: width * _ROWS].view(_ROWS, width)
-            columns = (~(rows_RW.abs().amax(dim=0) < limit)).nonzero().view(-1)
-            row, column = (~(rows_RW[:, columns].abs() < limit)).nonzero(as_tuple=True)
-            found.append(row * width + columns[column] + begin)
-        rest = piece[width * _ROWS :]
-        if len(rest):
-            found.append((~(rest.abs() < limit)).nonzero().view(-1) + (begin + width * _ROWS))
-    return torch.cat(found)
+    width = len(flat_N) // _ROWS
+    rows_RW = flat_N[: width * _ROWS].view(_ROWS, width)
+    largest_W = torch.empty(width, dtype=flat_N.dtype, device=flat_N.device)
+    step = PIECE // _ROWS
+    for begin in range(0, width, step):
+        torch.amax(rows_RW[:, begin : begin + step].abs(), dim=0, out=largest_W[begin : begin + step])
+    columns = (~(largest_W < threshold)).nonzero().view(-1)
+    row, column = (~(rows_RW[:, columns].abs() < threshold)).nonzero(as_tuple=True)
+    rest = (~(flat_N[width * _ROWS :].abs() < threshold)).nonzero().view(-1)
+    return torch.cat([row * width + columns[column], rest + width * _ROWS])

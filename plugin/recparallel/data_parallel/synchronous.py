@@ -200,14 +200,15 @@ def average_compressed(state: LossyAverage, bucket: Bucket) -> Future[Tensor]:
 
 def _poisoned(given_N: Tensor) -> Tensor:
     """All NaN if an element is not finite: a codec might leave that one out, and every rank has to know."""
-    largest = torch.linalg.vector_norm(given_N, float("inf"))
     if given_N.device.type == "cpu":
-        return given_N if largest.isfinite() else torch.full_like(given_N, float("nan"))
-    return given_N + 0 * largest  # without waiting for the device
+        return given_N if _is_finite(given_N) else torch.full_like(given_N, float("nan"))
+    least, most = torch.aminmax(given_N)
+    return given_N + 0 * least + 0 * most  # without waiting for the device
 
 
 def _is_finite(total_N: Tensor) -> bool | Tensor:
-    finite = torch.linalg.vector_norm(total_N, float("inf")).isfinite()
+    least, most = torch.aminmax(total_N)  # NaN is both; several times as fast as a norm
+    finite = least.isfinite() & most.isfinite()
     return bool(finite) if total_N.device.type == "cpu" else finite
 
 

@@ -132,7 +132,15 @@ _OURS = {
             for codec in ("auto", "int8", "top_k_threshold")
         ),
         *(
-            Side(f"ddp {codec} of ours", "torch_ddp", REPLICATED, "main", {"compression": {"codec": codec}}, settles=1)
+            Side(
+                f"ddp {codec} of ours",
+                "torch_ddp",
+                REPLICATED,
+                "main",
+                {"compression": {"codec": codec}},
+                settles=1,
+                measures=codec == "auto",
+            )
             for codec in ("auto", "bf16", "int8", "int4", "power_sgd", "top_k_threshold")
         ),
         Side("ddp without exchange", "torch_ddp", REPLICATED, "main", {"hook": "left out"}),

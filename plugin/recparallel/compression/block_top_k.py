@@ -1,19 +1,18 @@
 """Keep the blocks of largest norm."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from typing_extensions import Self
 
-from recparallel.compression.base import Codec, Part, Payload
-from recparallel.compression.options import check_integer, check_ratio
+from recparallel.compression.base import Part, Payload
+from recparallel.compression.options import check_integer
+from recparallel.compression.ratio import RatioCodec
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockTopK(Codec):
+class BlockTopK(RatioCodec):
     """Top-k by blocks: of blocks of ``block`` neighbours, the ``k = ceil(ratio · B)`` of largest ‖·‖₂ travel whole, each with one
     number: less to find, to send and to put back than for elements that are chosen one by one, and more energy left out.
 
@@ -34,12 +33,11 @@ class BlockTopK(Codec):
         [1]
     """
 
-    ratio: float = 0.01
     block: int = 64
     name = "block_top_k"
 
     def __post_init__(self) -> None:
-        check_ratio(self.name, self.ratio)
+        super().__post_init__()
         check_integer(self.name, "block", self.block, least=2)
 
     @property
@@ -47,13 +45,13 @@ class BlockTopK(Codec):
         return self.block
 
     def layout(self, size: int, dtype: torch.dtype) -> tuple[Part, ...]:
-        kept = self._num_kept(size)
+        kept = self._num_blocks_kept(size)
         return Part(kept * self.block, dtype), Part(kept, torch.int32)
 
     def encode(self, flat_N: Tensor, *, seed: int = 0) -> Payload:
         blocks_BW = functional.pad(flat_N, (0, -len(flat_N) % self.block)).view(-1, self.block)
         norms_B = torch.linalg.vector_norm(blocks_BW.float(), dim=1)
-        numbers = torch.topk(norms_B, self._num_kept(len(flat_N)), sorted=False).indices
+        numbers = torch.topk(norms_B, self._num_blocks_kept(len(flat_N)), sorted=False).indices
         return blocks_BW[numbers].view(-1), numbers.to(torch.int32)
 
     def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
@@ -65,8 +63,5 @@ class BlockTopK(Codec):
         for last in blocks[~full]:
             total_N[whole * self.block :].add_(last[: len(total_N) - whole * self.block])
 
-    def warming_up(self, share: float) -> Self:
-        return self if share >= 1 else replace(self, ratio=self.ratio**share)
-
-    def _num_kept(self, size: int) -> int:
-        return max(1, math.ceil(self.ratio * -(-size // self.block)))
+    def _num_blocks_kept(self, size: int) -> int:
+        return self.num_kept(-(-size // self.block))

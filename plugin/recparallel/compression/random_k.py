@@ -1,18 +1,16 @@
 """Keep random elements, the same ones on every rank."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from recparallel.compression.base import Codec, Part, Payload
-from recparallel.compression.options import check_ratio
+from recparallel.compression.base import Part, Payload
+from recparallel.compression.ratio import RatioCodec
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomK(Codec):
+class RandomK(RatioCodec):
     """Random-k sparsification with a seed that all ranks share: no positions travel, and values can be summed as they are.
 
     The gradient, turned by a random offset, is cut into ``k = ceil(ratio · N)`` stretches of equal length, and of each one element
@@ -32,17 +30,13 @@ class RandomK(Codec):
         [1.0, 2.0]
     """
 
-    ratio: float = 0.01
     name = "random_k"
     aggregation = "reduced"
     same_seed = True
     exact_sums = True
 
-    def __post_init__(self) -> None:
-        check_ratio(self.name, self.ratio)
-
     def layout(self, size: int, dtype: torch.dtype) -> tuple[Part, ...]:
-        return (Part(self._num_kept(size), dtype),)
+        return (Part(self.num_kept(size), dtype),)
 
     def encode(self, flat_N: Tensor, *, seed: int = 0) -> Payload:
         return (flat_N[self._positions(len(flat_N), seed, flat_N.device)],)
@@ -51,14 +45,8 @@ class RandomK(Codec):
         positions = self._positions(len(total_N), seed, total_N.device)
         total_N.index_add_(0, positions, payload[0].to(total_N.dtype))
 
-    def warming_up(self, share: float) -> Self:
-        return self if share >= 1 else replace(self, ratio=self.ratio**share)
-
-    def _num_kept(self, size: int) -> int:
-        return max(1, math.ceil(self.ratio * size))
-
     def _positions(self, size: int, seed: int, device: torch.device) -> Tensor:
-        kept = self._num_kept(size)
+        kept = self.num_kept(size)
         edges = torch.arange(kept + 1, dtype=torch.int64) * size // kept
         generator = torch.Generator().manual_seed(seed % 2**63)
         drawn = torch.rand(kept + 1, dtype=torch.float64, generator=generator)

@@ -107,8 +107,10 @@ def _called(made: Any, compression: CompressionConfig, options: dict[str, Any]) 
         raise
     except (TypeError, ValueError) as error:
         takes = inspect.signature(made).parameters
-        allowed = [name for name in takes if name not in ("group", *CompressionConfig.model_fields)]
+        shared = set(CompressionConfig.model_fields) - {"codec"}
+        allowed = [name for name in takes if name not in ("group", *shared)]
+        beside = sorted(shared if isinstance(made, type) else {"bucket_size", *(shared & set(takes))})
         raise ConfigError(
             f"recparallel.compression: codec {compression.codec!r} does not take {compression.options}; "
-            f"it takes {allowed or 'no options'}: {error}"
+            f"it takes {allowed or 'no options'}, beside {', '.join(beside)}: {error}"
         ) from error

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recparallel.compression.wire import WIRE_FORMATS
 from recparallel.config import WireFormatName, parse_config
-from recparallel.config_checks import check_together, precision, zero_stage
+from recparallel.config_checks import check_compression, check_together, precision, zero_stage
 from recparallel.errors import ConfigError
 
 BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8}
@@ -137,16 +137,52 @@ def test_a_precision_is_enabled_or_not(key, enabled):
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("codec", [None, "top_k"])
-def test_a_pipeline_goes_with_zero_0_and_1_and_a_codec_with_2_too(zero, stages, codec):
+def test_a_pipeline_goes_with_zero_0_and_1_also_one_of_a_single_stage(zero, stages, codec):
     section = {"stages": stages, **({"compression": {"codec": codec}} if codec else {})}
     config = {**BATCH, "zero_optimization": {"stage": zero}, "recparallel": section}
-    if zero <= 1 or (stages == 1 and (codec is None or zero == 2)):
+    if zero <= 1:
         check(config)
         return
     message = message_of(check, config)
-    assert f"zero_optimization.stage is {zero}" in message or f"zero_optimization.stage {zero}" in message
-    assert ("stage 0 or 1" if stages > 1 else "stages 0, 1 and 2") in message
-    assert (f"{stages} pipeline stages" if stages > 1 else "compression.codec is 'top_k'") in message
+    assert f"zero_optimization.stage is {zero}" in message
+    assert f"recparallel.stages {stages}" in message
+    assert "stage 0 or 1" in message
+
+
+ADAMW = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ADAMW,
+        {"optimizer": {"type": "Adam"}},
+        {**ADAMW, "bf16": {"enabled": True}},
+        {**ADAMW, "zero_optimization": {"stage": 1}},
+    ],
+)
+def test_lazy_rows_go_with_adamw(config):
+    check({**BATCH, **config, "recparallel": {"lazy_rows": True}})
+
+
+@pytest.mark.parametrize(
+    ("config", "section", "said"),
+    [
+        ({}, {}, "for AdamW"),
+        ({"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}, {}, "'SGD'"),
+        ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, {}, "for AdamW"),
+        ({"optimizer": {"type": "AdamW", "params": {"amsgrad": True}}}, {}, "without amsgrad"),
+        ({"optimizer": {"type": "AdamW", "params": {"bias_correction": False}}}, {}, "bias correction"),
+        ({**ADAMW, "fp16": {"enabled": True}}, {}, "fp16"),
+        ({**ADAMW, "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}, {}, "offload_optimizer"),
+        ({**ADAMW, "torch_autocast": {"enabled": True, "dtype": "float16"}}, {}, "torch_autocast"),
+        (ADAMW, {"stages": 2, "spread_head": True}, "spread_head"),
+    ],
+)
+def test_lazy_rows_are_refused_where_rows_could_not_catch_up(config, section, said):
+    message = message_of(check, {**BATCH, **config, "recparallel": {**section, "lazy_rows": True}})
+    assert "recparallel.lazy_rows" in message
+    assert said in message
 
 
 NOTHING_CROSSES = [
@@ -228,7 +264,8 @@ SGD = {"type": "SGD", "params": {"lr": 0.1}}
 )
 def test_what_a_codec_keeps_must_go_with_the_optimizer(zero, optimizer, compression, said):
     config = {**BATCH, "optimizer": optimizer, "zero_optimization": {"stage": zero}}
-    message = message_of(check, {**config, "recparallel": {"compression": compression}})
+    config |= {"recparallel": {"compression": compression}}
+    message = message_of(check_compression, config, parse_config(config))
     for words in said:
         assert words in message
 
@@ -237,6 +274,5 @@ def test_what_a_codec_keeps_must_go_with_the_optimizer(zero, optimizer, compress
     ("zero", "compression"), [(0, {**MOMENTUM, "bucket_size": 100}), (1, MOMENTUM), (2, {"codec": "int8"})]
 )
 def test_what_a_codec_keeps_goes_with_plain_sgd(zero, compression):
-    check(
-        {**BATCH, "optimizer": SGD, "zero_optimization": {"stage": zero}, "recparallel": {"compression": compression}}
-    )
+    config = {"optimizer": SGD, "zero_optimization": {"stage": zero}, "recparallel": {"compression": compression}}
+    check_compression(config, parse_config(config))

@@ -108,10 +108,15 @@ def reference_weights(run: Run) -> dict[str, Tensor]:
 
 def assert_weights_of_one_process(written: dict[str, Tensor], run: Run) -> None:
     """What ranks wrote together, as ``weight/NAME``; ten steps add up what sums in another order differ by."""
+    assert_same_names(written, run)
+    for name, whole in reference_weights(run).items():
+        torch.testing.assert_close(written[f"weight/{name}"], whole, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def assert_same_names(written: dict[str, Tensor], run: Run) -> None:
+    """Weights are those of the model, none missing and none too many."""
     weights = reference_weights(run)
     assert {name for name in written if name.startswith("weight/")} == {f"weight/{name}" for name in weights}
-    for name, whole in weights.items():
-        torch.testing.assert_close(written[f"weight/{name}"], whole, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def _decides(run: Run) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ class Alone:
         self._loss = recommender.loss_fn
         self._model = WholeModel(recommender, precision=job.setting.precision, sparse=sparse)
         self._optimizer: torch.optim.Optimizer = (
-            TableAndRest.of(self._model, self._model.table)
+            TableAndRest.of(self._model, self._model.table, "adam")
             if sparse
             else torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         )

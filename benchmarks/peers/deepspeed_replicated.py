@@ -17,12 +17,12 @@ from recparallel.models.recommender import Recommender
 class Replicated:
     """``engine(batch)``, ``engine.backward``, ``engine.step``."""
 
-    def __init__(self, job: Job, recommender: Recommender, *, zero: int, sparse: bool) -> None:
+    def __init__(self, job: Job, recommender: Recommender, *, zero: int, sparse: bool, table: str = "adam") -> None:
         join()
         self._job = job
         self._loss = recommender.loss_fn
         model = WholeModel(recommender, sparse=sparse)
-        optimizer = TableAndRest.of(model, model.table) if sparse else None
+        optimizer = TableAndRest.of(model, model.table, table) if sparse else None
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,

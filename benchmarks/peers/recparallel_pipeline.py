@@ -47,6 +47,7 @@ class Ours:
         schedule: of the pipeline.
         wire: what tensors are while they cross.
         compression: what replicas exchange; None is DeepSpeed's own exchange.
+        lazy_rows: the item table is updated by rows.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Ours:
         schedule: str = "eager_1f1b",
         wire: str = "same",
         compression: str | dict[str, Any] | None = None,
+        lazy_rows: bool = False,
     ) -> None:
         join()
         self._job = job
@@ -77,6 +79,7 @@ class Ours:
             "schedule": schedule,
             "wire_format": wire,
             "attention": "fastest",
+            "lazy_rows": lazy_rows,
             "partition": {"method": method, "cache": False},
             **({} if compression is None else {"compression": compression}),
         }

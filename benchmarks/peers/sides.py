@@ -116,6 +116,8 @@ def _hybrid(
     )
 
 
+_SPARSE_SGD = {"sparse": True, "table": "sgd"}
+
 _OURS = {
     side.name: side
     for side in (
@@ -127,6 +129,10 @@ _OURS = {
         _hybrid("recparallel spread", stages=0, spread_head=True),
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),
+        _hybrid("recparallel dp4 lazy", stages=1, lazy_rows=True),
+        _hybrid("recparallel pp2 dp2 lazy", stages=2, lazy_rows=True),
+        Side("ds dp sparse sgd", "deepspeed_replicated", REPLICATED, "main", _SPARSE_SGD, workloads=("catalogue",)),
+        Side("ddp sparse sgd", "torch_ddp", REPLICATED, "main", _SPARSE_SGD, workloads=("catalogue",)),
         *(
             _hybrid(f"recparallel pp2 dp2 {codec}", stages=2, compression={"codec": codec})
             for codec in ("auto", "int8", "top_k_threshold")

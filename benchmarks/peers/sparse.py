@@ -1,4 +1,4 @@
-"""Sparse gradients of a tied item table, with stock parts: ``nn.Embedding(sparse=True)`` and ``SparseAdam``."""
+"""Sparse gradients of a tied item table, with stock parts: ``nn.Embedding(sparse=True)``, and ``SparseAdam`` or plain ``SGD``."""
 
 from typing import Any
 
@@ -22,21 +22,24 @@ class SparseRows:
         return functional.embedding(rows, self._weight, sparse=True)
 
 
-class TableAndRest(torch.optim.Optimizer):
-    """``SparseAdam`` for the table and ``AdamW`` for everything else, behind one optimizer's interface."""
+_OF_TABLE = {"adam": torch.optim.SparseAdam, "sgd": torch.optim.SGD}
 
-    def __init__(self, table: nn.Parameter, rest: list[nn.Parameter]) -> None:
+
+class TableAndRest(torch.optim.Optimizer):
+    """``SparseAdam`` or ``SGD`` for the table and ``AdamW`` for everything else, behind one optimizer's interface."""
+
+    def __init__(self, table: nn.Parameter, rest: list[nn.Parameter], *, kind: str) -> None:
         self._parts = [
-            torch.optim.SparseAdam([table], lr=LEARNING_RATE),
+            _OF_TABLE[kind]([table], lr=LEARNING_RATE),
             torch.optim.AdamW(rest, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True),
         ]
         super().__init__([{"params": [table]}, {"params": rest}], {"lr": LEARNING_RATE})
 
     @classmethod
-    def of(cls, model: nn.Module, table: nn.Embedding) -> "TableAndRest":
-        """For all parameters of ``model``, which contains ``table``."""
+    def of(cls, model: nn.Module, table: nn.Embedding, kind: str) -> "TableAndRest":
+        """For all parameters of ``model``, which contains ``table``; ``adam`` or ``sgd`` for that."""
         own = list(table.parameters())
-        return cls(own[0], [parameter for parameter in model.parameters() if parameter is not own[0]])
+        return cls(own[0], [parameter for parameter in model.parameters() if parameter is not own[0]], kind=kind)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update both parts."""

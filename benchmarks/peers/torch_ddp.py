@@ -27,7 +27,8 @@ class TorchDdp:
         job: workload and setting.
         recommender: layers and loss.
         hook: ``""``, ``fp16``, ``powersgd``, or ``left out``: every rank keeps its own gradients.
-        sparse: sparse gradients of the item table, ``SparseAdam`` for it.
+        sparse: sparse gradients of the item table.
+        table: ``adam`` or ``sgd``, for a table with sparse gradients.
         compression: what recparallel exchanges, as its config has it; None leaves it off.
     """
 
@@ -38,6 +39,7 @@ class TorchDdp:
         *,
         hook: str,
         sparse: bool,
+        table: str = "adam",
         compression: str | dict[str, Any] | None = None,
     ) -> None:
         self._job = job
@@ -55,7 +57,7 @@ class TorchDdp:
         if compression is not None:
             recparallel.attach(self._ddp, {"recparallel": {"compression": compression}})
         self._optimizer: torch.optim.Optimizer = (
-            TableAndRest.of(model, model.table)
+            TableAndRest.of(model, model.table, table)
             if sparse
             else torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         )

@@ -172,6 +172,9 @@ class RecParallelConfig(_Section):
         lengths: of micro-batches: ``fixed`` is ``max_length``; with ``dynamic`` each is as long as its longest history.
         attention: how blocks compute it: ``model`` as the model's config says, ``fastest`` as is the fastest on these ranks,
             measured at the start, or one of transformers' ways by name.
+        lazy_rows: item tables are updated by the rows that a step has touched, others catch up when they are needed
+            (:mod:`recparallel.optimizers.row_adamw`), and replicas exchange those rows alone. For AdamW, in fp32 or bf16, with a
+            loss that reads single rows; the tables' state is on every replica, with ZeRO too.
         partition: how layers are cut into stages.
         compression: what replicas exchange; leave it out and DeepSpeed's own exchange runs untouched.
     """
@@ -185,6 +188,7 @@ class RecParallelConfig(_Section):
     wire_format: WireFormatName = "same"
     lengths: Lengths = "fixed"
     attention: AttentionChoice = "model"
+    lazy_rows: bool = Field(default=False, strict=True)
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
 

@@ -41,6 +41,7 @@ def check_together(
     check_tensor(deepspeed_config, config)
     check_spread_head(deepspeed_config, config)
     check_compression(deepspeed_config, config)
+    check_lazy_rows(deepspeed_config, config)
     check_adaptive(deepspeed_config, config)
 
 
@@ -104,16 +105,16 @@ def precision(deepspeed_config: dict[str, Any]) -> str:
 
 
 def check_pipeline(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
-    """Refuse ZeRO stages that cannot run under a pipeline.
+    """Refuse ZeRO stages that cannot run under a pipeline, also one of a single stage.
 
     Raises:
-        ConfigError: ZeRO-2 or ZeRO-3 with more than one stage.
+        ConfigError: ZeRO-2 or ZeRO-3.
     """
     stage = zero_stage(deepspeed_config)
-    if stage >= 2 and config.stages > 1:
+    if stage >= 2:
         raise ConfigError(
-            f"zero_optimization.stage is {stage} with {config.stages} pipeline stages: ZeRO-2 and ZeRO-3 cut the "
-            "gradients that a pipeline accumulates over micro-batches, and DeepSpeed refuses the pair; use stage 0 or 1"
+            f"zero_optimization.stage is {stage} with {SECTION}.stages {config.stages}: ZeRO-2 and ZeRO-3 cut the gradients that a "
+            "pipeline, also one of a single stage, accumulates over micro-batches, and DeepSpeed refuses the pair; use stage 0 or 1"
         )
 
 
@@ -290,3 +291,38 @@ def check_adaptive(deepspeed_config: dict[str, Any], config: RecParallelConfig) 
         "device", "none"
     ) != "none":
         raise ConfigError(f"{where} with zero_optimization.offload_optimizer is not supported; remove one of them")
+
+
+def check_lazy_rows(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse a training whose steps rows could not catch up with.
+
+    Raises:
+        ConfigError: no AdamW, fp16, or an optimizer on another device than the weights.
+    """
+    if not config.lazy_rows:
+        return
+    where = f"{SECTION}.lazy_rows"
+    optimizer = deepspeed_config.get("optimizer") or {}
+    params = optimizer.get("params") or {}
+    kind = str(optimizer.get("type", "")).lower()
+    decoupled = kind == "adamw" or (kind == "adam" and params.get("adam_w_mode", True))
+    if not decoupled or params.get("amsgrad") or not params.get("bias_correction", True):
+        raise ConfigError(
+            f"{where} is for AdamW with bias correction and without amsgrad, the DeepSpeed config has optimizer {optimizer!r}"
+        )
+    if precision(deepspeed_config) == "float16":
+        raise ConfigError(f"{where} runs in fp32 and bf16, the DeepSpeed config enables fp16: rows know no loss scale")
+    autocast = deepspeed_config.get("torch_autocast") or {}
+    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16", "half"):
+        raise ConfigError(
+            f"{where} with torch_autocast.dtype {autocast['dtype']!r}: rows know no loss scale; use bfloat16"
+        )
+    offload = (deepspeed_config.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") != "none":
+        raise ConfigError(
+            f"{where} keeps a table's state beside the table, but zero_optimization.offload_optimizer is {offload!r}"
+        )
+    if config.spread_head:
+        raise ConfigError(
+            f"{where} with {SECTION}.spread_head, which reads all rows of the head in every step; use one of them"
+        )

@@ -95,3 +95,31 @@ def looks(*, touched):
 
 def test_it_looks_again_after_a_hundred_dense_sums(pools):
     assert pools[2].run(looks, touched=3) == [[0, 101, 102, 103, 104]] * 2
+
+
+def summed_by_rows(*, counts, dtype):
+    """Rows and their sums, what was sent, and the sum of dense tables in fp64."""
+    import torch.distributed as dist
+
+    from recparallel.collectives.rows import sum_rows
+
+    rank = dist.get_rank()
+    generator = torch.Generator().manual_seed(rank)
+    rows = torch.randperm(ROWS, generator=generator)[: counts[rank]]
+    values = torch.randn(len(rows), WIDTH, generator=generator).to(dtype)
+    exact = torch.zeros(ROWS, WIDTH, dtype=torch.float64).index_copy_(0, rows, values.double())
+    dist.all_reduce(exact)
+    return *sum_rows(rows, values, dist.group.WORLD), exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("world", "counts"), [(2, (20, 7)), (2, (0, 0)), (4, (9, 0, 30, 400)), (3, (1, 1, 0))])
+def test_rows_are_added_up_without_the_table(pools, world, counts, dtype):
+    every_rank = pools[world].run(summed_by_rows, counts=counts, dtype=dtype)
+    rounding = 2 * world * torch.finfo(dtype).eps
+    for rows, sums, sent, exact in every_rank:
+        assert rows.tolist() == exact.abs().sum(1).nonzero().view(-1).tolist()
+        torch.testing.assert_close(sums.double(), exact[rows], rtol=rounding, atol=rounding)
+        assert torch.equal(rows, every_rank[0][0])
+        assert torch.equal(sums, every_rank[0][1])
+        assert sent == max(counts) * (WIDTH * sums.element_size() + 8)

@@ -127,6 +127,13 @@ OWN_ATTRIBUTES = {
     "_bind_in_backward",
     # _DenseExchange
     "_went_by_rows",
+    # LazyRows, _Table, _Lazy
+    "_tables",
+    "_dense_bytes",
+    "_summed",
+    "_replicas",
+    "_copies",
+    "_check_trained",
     # DDPHandle, its dispatcher
     "_dispatcher",
     "_names",

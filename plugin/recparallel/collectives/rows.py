@@ -1,6 +1,10 @@
 """Sum gradients of a table over a few ranks by its rows that are not zero: a step looks up some thousands of items, and a
-catalogue has millions."""
+catalogue has millions.
 
+Shapes: V rows of the table, D width, U different rows with a gradient.
+"""
+
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -68,20 +72,45 @@ class RowSum:
         if most * row_bytes * self._world >= 2 * dense_bytes:
             self._dense_left = _STAY_DENSE
             return None
-        self._add_rows(gradient, rows, counts.tolist(), most)
+        parts = list(_gathered(rows, gradient[rows], counts.tolist(), self._group))
+        gradient[rows] = 0.0
+        for their_rows, values in parts:
+            gradient.index_add_(0, their_rows, values)
         return most * row_bytes
 
-    def _add_rows(self, table: Tensor, rows: Tensor, counts: list[int], most: int) -> None:
-        if most == 0:
-            return
-        width, own = table.shape[1], len(rows)
-        indices, values = rows.new_zeros(most), table.new_zeros(most, width)
-        indices[:own] = rows
-        torch.index_select(table, 0, rows, out=values[:own])
-        all_indices, all_values = rows.new_empty(self._world * most), table.new_empty(self._world * most, width)
-        dist.all_gather_into_tensor(all_indices, indices, group=self._group)
-        dist.all_gather_into_tensor(all_values, values, group=self._group)
-        table[rows] = 0.0
-        for rank, count in enumerate(counts):
-            theirs = slice(rank * most, rank * most + count)
-            table.index_add_(0, all_indices[theirs], all_values[theirs])
+
+def sum_rows(rows_U: Tensor, values_UD: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int]:
+    """Sum gradients that ranks hold by rows; the result is the same on every rank to the last bit. Collective.
+
+    Args:
+        rows_U: int64, each once.
+        values_UD: of any floating type.
+        group: as many rows as any rank has arrive from each.
+
+    Returns:
+        rows that any rank has, ascending; their sums, in the order of ranks; the bytes that this rank handed to collectives.
+    """
+    counts = rows_U.new_zeros(dist.get_world_size(group))
+    dist.all_gather_into_tensor(counts, rows_U.new_tensor([len(rows_U)]), group=group)
+    parts = list(_gathered(rows_U, values_UD, counts.tolist(), group))
+    merged, place = torch.cat([rows for rows, _ in parts]).unique(return_inverse=True)
+    sums = values_UD.new_zeros(len(merged), values_UD.shape[1])
+    for at, (_, values) in zip(place.split([len(rows) for rows, _ in parts]), parts):
+        sums.index_add_(0, at, values)  # one rank after the other: no row comes twice in one of them
+    return merged, sums, int(counts.max()) * (values_UD.shape[1] * values_UD.element_size() + _INDEX_BYTES)
+
+
+def _gathered(
+    rows_U: Tensor, values_UD: Tensor, counts: list[int], group: dist.ProcessGroup
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and values of every rank, of which it has ``counts``."""
+    most, world, own = max(counts), len(counts), len(rows_U)
+    if most == 0:
+        return iter([(rows_U, values_UD)] * world)
+    indices, values = rows_U.new_zeros(most), values_UD.new_zeros(most, values_UD.shape[1])
+    indices[:own], values[:own] = rows_U, values_UD
+    all_indices, all_values = indices.new_empty(world * most), values.new_empty(world * most, values.shape[1])
+    dist.all_gather_into_tensor(all_indices, indices, group=group)
+    dist.all_gather_into_tensor(all_values, values, group=group)
+    ends = [slice(rank * most, rank * most + count) for rank, count in enumerate(counts)]
+    return ((all_indices[own], all_values[own]) for own in ends)

@@ -12,6 +12,9 @@ from recparallel.collectives.bucket import Bucket
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.errors import HookError
 
+NO_BUCKET = -1
+"""Number of an exchange that is none of a bucket."""
+
 
 def exchange_bucket(
     hook: BoundHook,

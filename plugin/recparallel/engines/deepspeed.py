@@ -40,6 +40,7 @@ from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import data_parallel_group
 from recparallel.engines.handle import Handle
+from recparallel.engines.lazy_rows import LazyRows, lazy_kinds
 from recparallel.engines.megatron import MegatronHandle, is_megatron_ddp
 from recparallel.engines.moving import check_movable
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
@@ -105,7 +106,7 @@ def initialize(
         given = {"max_length": max_length, "sample": sample, "profile": profile, "partition": partition}
         if unused := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(unused)} apply to a Recommender, the model is a {type(model).__name__}")
-        own = ("tensor", "sequence_parallel", "spread_head", "attention", "lengths")
+        own = ("tensor", "sequence_parallel", "spread_head", "attention", "lengths", "lazy_rows")
         if unused := [key for key in own if getattr(section, key) != RecParallelConfig.model_fields[key].default]:
             raise ConfigError(
                 f"recparallel.{', recparallel.'.join(unused)} apply to a Recommender, the model is a {type(model).__name__}"
@@ -117,6 +118,11 @@ def initialize(
     check_together(deepspeed_config, section, world_size=_world_size(), num_layers=len(model.layers))
     if section.spread_head:
         check_spreadable(model)
+    lazy = lazy_kinds(model) if section.lazy_rows else ()
+    if lazy and (refused := [key for key in ("optimizer", "model_parameters") if key in kwargs]):
+        raise ConfigError(
+            f"recparallel.lazy_rows divides weights among optimizers by itself; {' and '.join(refused)} cannot be given"
+        )
     # Refuses what cannot be divided, before any group exists.
     shared_among(model, TensorRanks(0, section.tensor, sequence=section.sequence_parallel))
     if section.attention not in ("model", "fastest"):
@@ -152,6 +158,7 @@ def initialize(
         sums=GradientSums(
             fp32=(deepspeed_config.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32"),
             rows=zero_stage(deepspeed_config) == 0 and precision(deepspeed_config) != "float16",
+            lazy=lazy,
         ),
         profile=profile,
         fixed=partition,
@@ -186,6 +193,7 @@ def attach(
       evaluation that takes any batch size (``evaluation_step.py``);
     * look-ups in item tables keep their gradients by rows (``row_gradients.py``), and bf16 gradients are added up where autograd
       adds them (``bf16_accumulation.py``);
+    * with ``lazy_rows``, item tables are stepped by rows, beside DeepSpeed's optimizer (``lazy_rows.py``);
     * copies of a tied table exchange the rows that a step has touched (``tied_exchange.py``);
     * fp32 pipelines without ZeRO get a gradient norm that counts every parameter once, and bf16 ones a norm for stages that hold
       nothing but a tied copy (``clipping.py``);
@@ -229,7 +237,10 @@ def attach(
                 bind_eager_schedule(engine, bindings, wire=section.wire_format, dynamic=dynamic)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
-        handle = Handle(engine, bound, section, bindings)
+        rows = LazyRows(engine, group) if section.lazy_rows and _knows_lazy_rows(engine) else None
+        if rows is not None:
+            rows.bind(bindings)
+        handle = Handle(engine, bound, section, bindings, rows=rows)
         bindings.bind(engine, "recparallel", handle)
         if section.partition.adaptive and _may_rebalance(engine):
             check_adaptive(read_deepspeed_config(config or {}), section)
@@ -285,6 +296,21 @@ def _may_rebalance(engine: Any) -> bool:
             "no costs; build it by recparallel.initialize with the same config"
         )
     return bool(engine.num_stages > 1)
+
+
+def _knows_lazy_rows(engine: Any) -> bool:
+    """True.
+
+    Raises:
+        ConfigError: its optimizer was made for the item tables too.
+    """
+    module = engine.module
+    if not isinstance(module, RecommenderPipeline) or not module.lazy_kinds:
+        raise ConfigError(
+            "recparallel.lazy_rows is true, but DeepSpeed's optimizer of this engine trains the item tables; build it by "
+            "recparallel.initialize with a Recommender and the same config"
+        )
+    return True
 
 
 def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from recparallel.checkpointing.names import STATE, WEIGHT, global_name
 from recparallel.errors import CheckpointError
 from recparallel.models.trunk import Trunk
+from recparallel.optimizers.row_adamw import RowAdamW
 from recparallel.tensor_parallel.split import part_of, split_of
 
 SPREAD_HEAD = "spread_head"
@@ -99,12 +100,12 @@ def collect_parts(engine: Any, names: Container[str] | None = None, *, device: s
     a copy of a tied table that. All replicas of a stage call. Nothing is copied that need not be.
 
     Args:
-        names: of the weights; all of the stage if left out.
+        names: of the weights; all of the stage if left out, but for item tables that are trained by rows, which never move.
         device: to which each tensor goes as soon as it is there; by default it stays.
     """
     kept: dict[str, Tensor] = {}
     for name, parameter, held in _held(engine):
-        if names is None or name in names:
+        if (names is None and not isinstance(held, _Lazy)) or (names is not None and name in names):
             found = {f"{WEIGHT}/{name}": held.weight(parameter)}
             found |= {f"{STATE}/{name}/{key}": value for key, value in held.states(parameter).items()}
             kept |= {
@@ -238,9 +239,47 @@ class _Flat:
             self._linked = True
 
 
-def _held(engine: Any) -> Iterator[tuple[str, nn.Parameter, "_Plain | _Flat"]]:
+class _Lazy:
+    """A table that is trained by rows, beside DeepSpeed's optimizer.
+
+    Args:
+        optimizer: the table's own.
+        inner: that of the other parameters, whose settings it shares.
+    """
+
+    def __init__(self, optimizer: RowAdamW, inner: torch.optim.Optimizer) -> None:
+        self._optimizer, self._inner = optimizer, inner
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        return self._optimizer.state().weight
+
+    def states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """In the names and the form of the other parameters' AdamW, under which a run without lazy rows can go on."""
+        state = self._optimizer.state()
+        if not state.step:
+            return {}
+        steps = (own["step"] for own in self._inner.state.values() if "step" in own)
+        like = next(steps, None)
+        step = torch.tensor(state.step) if isinstance(like, int) else torch.tensor(float(state.step))
+        return {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq, "step": step}
+
+    def prepare(self, parameter: nn.Parameter, states: dict[str, Tensor]) -> None:
+        """Nothing: state is made as it is set."""
+
+    def set(self, parameter: nn.Parameter, weight: Tensor, states: dict[str, Tensor]) -> None:
+        self._optimizer.set_state(
+            weight,
+            exp_avg=states.get("exp_avg", torch.zeros_like(weight)),
+            exp_avg_sq=states.get("exp_avg_sq", torch.zeros_like(weight)),
+            step=int(states["step"]) if states else 0,
+            second_beta=self._inner.param_groups[0]["betas"][1],
+        )
+
+
+def _held(engine: Any) -> Iterator[tuple[str, nn.Parameter, "_Plain | _Flat | _Lazy"]]:
     """Parameters in the order of their names, the same on all replicas of a stage, with what holds their state."""
     optimizer = engine.optimizer
+    rows = engine.recparallel.rows
     frozen = _Plain(None)
     held: _Plain | _Flat
     if isinstance(optimizer, BF16_Optimizer):
@@ -250,7 +289,11 @@ def _held(engine: Any) -> Iterator[tuple[str, nn.Parameter, "_Plain | _Flat"]]:
     else:
         held = _Plain(optimizer)
     for name, parameter in sorted(parameters_by_name(engine).items()):
-        yield name, parameter, held if parameter.requires_grad else frozen
+        lazy = None if rows is None else rows.optimizer_of(parameter)
+        if lazy is not None:
+            yield name, parameter, _Lazy(lazy, engine.basic_optimizer)
+        else:
+            yield name, parameter, held if parameter.requires_grad else frozen
 
 
 def _held_elsewhere(engine: Any) -> set[str]:

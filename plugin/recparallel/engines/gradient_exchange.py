@@ -30,12 +30,9 @@ from recparallel import events
 from recparallel.collectives.rows import RowSum
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
-from recparallel.engines.bucket_exchange import exchange_bucket
+from recparallel.engines.bucket_exchange import NO_BUCKET, exchange_bucket
 from recparallel.errors import HookError
 from recparallel.models.layers import ItemEmbedding
-
-_NO_BUCKET = -1
-"""Number of an exchange that is none of a bucket."""
 
 
 def bind_gradient_hook(
@@ -166,7 +163,7 @@ class _DenseExchange:
             return False
         gradient.mul_(1.0 / dist.get_world_size(data_parallel_group(self.engine)))
         dense = gradient.numel() * gradient.element_size()
-        events.emit(events.Exchange(_NO_BUCKET, "rows", dense, sent, time.perf_counter() - start))
+        events.emit(events.Exchange(NO_BUCKET, "rows", dense, sent, time.perf_counter() - start))
         return True
 
 

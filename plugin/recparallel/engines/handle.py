@@ -10,6 +10,7 @@ from recparallel.config import RecParallelConfig
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.hook_state import HookState
+from recparallel.engines.lazy_rows import LazyRows
 from recparallel.engines.stage_bindings import bind_stage
 from recparallel.plan import ParallelPlan, Partition
 
@@ -22,6 +23,7 @@ class Handle(HookState):
         hook: the gradient hook, or None when DeepSpeed's own exchange runs.
         plan: what is being executed; None for an engine without a pipeline.
         checkpoint: the one that was written or loaded last; its step says whether it still holds what the engine does.
+        rows: item tables that are trained beside DeepSpeed's optimizer; None without ``lazy_rows``.
         writing: tells whether a checkpoint is being written beside the training.
     """
 
@@ -29,13 +31,21 @@ class Handle(HookState):
     plan: ParallelPlan | None = None
     writing: Callable[[], bool] = staticmethod(lambda: False)
 
-    def __init__(self, engine: Any, hook: BoundHook | None, section: RecParallelConfig, bindings: Bindings) -> None:
-        self.engine, self.hook = engine, hook
+    def __init__(
+        self,
+        engine: Any,
+        hook: BoundHook | None,
+        section: RecParallelConfig,
+        bindings: Bindings,
+        *,
+        rows: LazyRows | None = None,
+    ) -> None:
+        self.engine, self.hook, self.rows = engine, hook, rows
         self._section, self._bindings, self._of_stage = section, bindings, Bindings()
 
     def bind_stage(self) -> None:
         """Put on what hangs on the layers that the stage holds, and take the plan down."""
-        bind_stage(self.engine, self.hook, self._section, self._of_stage)
+        bind_stage(self.engine, self.hook, self._section, self.rows, self._of_stage)
         if isinstance(self.engine, PipelineEngine):
             self.plan = _plan_of(self.engine, self.hook)
 

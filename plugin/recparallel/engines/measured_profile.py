@@ -74,7 +74,7 @@ def obtain_profile(
             "or none"
         )
     profile = profile.model_copy(update={"schedule": schedule, "layers": _crossing_as(profile.layers, wire, dtype)})
-    return _limited(profile, config, num_micro_batches, optimizer_shares)
+    return _limited(profile, config, num_micro_batches, optimizer_shares, sums)
 
 
 def _of_this_model(profile: Profile, recommender: Recommender, path: str, sample: Sample | None) -> Profile:
@@ -148,12 +148,18 @@ def _crossing_as(layers: Sequence[LayerCost], wire: WireFormatName, dtype: torch
 
 
 def _limited(
-    profile: Profile, config: PartitionConfig, num_micro_batches: int | None, optimizer_shares: int
+    profile: Profile,
+    config: PartitionConfig,
+    num_micro_batches: int | None,
+    optimizer_shares: int,
+    sums: GradientSums,
 ) -> Profile:
     changes: dict[str, Any] = {} if num_micro_batches is None else {"num_micro_batches": num_micro_batches}
     if optimizer_shares > 1:
         changes["layers"] = tuple(
-            layer.model_copy(
+            layer
+            if layer.kind in sums.lazy  # whole on every replica
+            else layer.model_copy(
                 update={
                     "optimizer_bytes": -(-layer.optimizer_bytes // optimizer_shares),
                     "update_seconds": layer.update_seconds / optimizer_shares,

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from recparallel import registry
 from recparallel.config import AttentionChoice, PartitionConfig, WireFormatName
+from recparallel.engines.agreement import Ranks
 from recparallel.engines.attention_choice import with_chosen_attention
 from recparallel.engines.device_order import topology_in_order
+from recparallel.engines.lazy_rows import let_rows_be_lazy
 from recparallel.engines.measured_profile import obtain_profile
 from recparallel.engines.partition_table import print_partition
 from recparallel.engines.seeding import base_seed, seed_layer
@@ -130,6 +132,9 @@ class RecommenderPipeline(PipelineModule):
         self.recommender = recommender
         self.ranks = ranks
         self.spread_head = self._own_rows_of_head(base_seed(seed)) if spread_head else None
+        self.lazy_kinds, self.lazy_tables = sums.lazy, let_rows_be_lazy(self, sums.lazy)
+        if sums.lazy:
+            Ranks(error=PartitionError).together(self._check_trained)
 
     def forward(self, forward_input: Any) -> Any:
         """As DeepSpeed's, and the layers that the partition says recompute."""
@@ -142,6 +147,14 @@ class RecommenderPipeline(PipelineModule):
             run = partial(self._run_seeded, layer, self._local_start + place, micro_batch)
             x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if place in own else run(x)
         return x
+
+    def _check_trained(self) -> None:
+        """DeepSpeed makes no optimizer of nothing."""
+        if self.lazy_tables and not any(p.requires_grad for p in self.parameters()):
+            raise PartitionError(
+                f"a stage of the cut {list(self.partition.bounds)} holds nothing but an item table, and with recparallel.lazy_rows "
+                "DeepSpeed would have nothing to train there; use fewer stages, or another cut"
+            )
 
     def _run_seeded(self, layer: Callable[[Any], Any], number: int, micro_batch: int, x: Any) -> Any:
         """A layer with the random numbers that DeepSpeed gives it in this micro-batch, however often it runs."""

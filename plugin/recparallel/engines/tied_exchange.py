@@ -18,7 +18,9 @@ from recparallel.engines.bindings import Bindings
 def bind_tied_exchange(engine: Any, bindings: Bindings) -> None:
     """Take over ``ReduceTiedGrads`` of a pipeline engine, for gradients that DeepSpeed would reduce whole."""
     ties = engine.module.get_tied_weights_and_groups()
-    sums = [(weight, RowSum(group)) for weight, group in ties if dist.get_world_size(group) > 1]
+    sums = [
+        (weight, RowSum(group)) for weight, group in ties if weight.requires_grad and dist.get_world_size(group) > 1
+    ]
 
     def reduce_tied_grads(engine: Any) -> None:
         for weight, row_sum in sums:

@@ -61,7 +61,7 @@ class ItemEmbedding(nn.Embedding):
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         keeper = keeper_of(self.weight) if self.padding_idx is None else None
-        vectors_of = super().forward if keeper is None else partial(look_up_rows, self.weight, keeper=keeper)
+        vectors_of = super().forward if keeper is None else partial(look_up_rows, keeper=keeper)
         vectors_BLD = look_up(vectors_of, ids_BL, self.num_rows, self.ranks)
         if self.scale != 1.0:
             vectors_BLD = vectors_BLD * vectors_BLD.new_tensor(self.scale)

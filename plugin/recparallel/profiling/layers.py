@@ -160,7 +160,8 @@ def measure_layers(
                 continue
             closing = index == len(layers) - 1
             run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
-            passes = LayerPasses(run, module=module, x=x, tied=layer.tie is not None, sums=sums)
+            lazy = layer.kind in sums.lazy
+            passes = LayerPasses(run, module=module, x=x, tied=layer.tie is not None, sums=sums, lazy=lazy)
             costs[index] = _cost(layer, passes, module, effort, sums)
             x = passes.output
             if index == keep:
@@ -180,7 +181,8 @@ def _closed(layer: Layer, module: nn.Module, loss_fn: LossFunction, labels: Any)
 def _cost(layer: Layer, passes: LayerPasses, module: nn.Module, effort: Effort, sums: GradientSums) -> LayerCost:
     forward, backward = _seconds(passes, effort)
     passes.drop_gradients()
-    update = measure_update(module, effort.repeats, time.perf_counter, tied=layer.tie is not None, sums=sums)
+    tied = layer.tie is not None
+    update = measure_update(module, effort.repeats, time.perf_counter, tied=tied, sums=sums, touched=passes.touched)
     parameters = list(module.parameters())
     return LayerCost(
         name=layer.name,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recparallel.models.layers import ItemEmbedding
-from recparallel.models.row_gradients import KEEPER, RowGradients
+from recparallel.models.row_gradients import KEEPER, RowGradients, SummedRows
 from recparallel.profiling.sums import GradientSums
 
 _EVICTED_BYTES = 3 * 2**23
@@ -29,14 +29,25 @@ class LayerPasses:
         x: what comes in.
         tied: the weights are a table that other layers share.
         sums: how gradients add up.
+        lazy: the table is updated by the rows that a step has touched.
 
     Attributes:
         kept_bytes: what the forward pass keeps for the backward pass, weights apart.
         output: of the layer.
         touched_share: of the rows of a tied table, those to which one micro-batch gives a gradient.
+        touched: numbers of these rows, of a table that is updated by them.
     """
 
-    def __init__(self, run: Callable[[Any], Any], *, module: nn.Module, x: Any, tied: bool, sums: GradientSums) -> None:
+    def __init__(
+        self,
+        run: Callable[[Any], Any],
+        *,
+        module: nn.Module,
+        x: Any,
+        tied: bool,
+        sums: GradientSums,
+        lazy: bool = False,
+    ) -> None:
         self.kept_bytes = 0
         self.output: Any = None
         self.touched_share = 1.0
@@ -44,7 +55,12 @@ class LayerPasses:
         self._table: Any = module.weight if tied else None
         self._fp32 = sums.fp32
         self._masters: dict[nn.Parameter, Tensor] = {}
-        self._keeper = RowGradients(module.weight) if sums.rows and isinstance(module, ItemEmbedding) else None
+        self.touched: Tensor | None = None
+        self._keeper: RowGradients | None = None
+        if lazy:
+            self._keeper = SummedRows(module.weight)  # type: ignore[arg-type]
+        elif sums.rows and isinstance(module, ItemEmbedding):
+            self._keeper = RowGradients(module.weight)
         if self._keeper is not None:
             setattr(module.weight, KEEPER, self._keeper)
         self._evict = _evicting(x.device)
@@ -67,9 +83,12 @@ class LayerPasses:
                 _accumulate(self._module, self._masters)
             backward = _now(entering) - start
         self.output = output.detach()
-        if first and self._keeper is not None:
+        if first and isinstance(self._keeper, SummedRows):
+            self.touched, _ = self._keeper.take()
+            self.touched_share = len(self.touched) / len(self._module.weight)  # type: ignore[arg-type]
+        elif first and self._keeper is not None:
             self._keeper.hand_over()
-        if first and self._table is not None:
+        if first and self._table is not None and self.touched is None:
             self.touched_share = _touched_share(self._masters.get(self._table, self._table.grad))
         return forward, backward
 

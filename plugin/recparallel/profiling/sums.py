@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from recparallel.plan import LayerKind
+
 
 class GradientSums(NamedTuple):
     """What happens behind a backward pass.
@@ -11,10 +13,13 @@ class GradientSums(NamedTuple):
             otherwise autograd adds them up.
         rows: look-ups in item tables keep theirs by rows, and the table gets them once a step
             (:mod:`recparallel.models.row_gradients`); otherwise every look-up makes one of the whole table.
+        lazy: kinds of layers whose tables are updated by the rows that a step has touched
+            (:mod:`recparallel.optimizers.row_adamw`).
     """
 
     fp32: bool = False
     rows: bool = False
+    lazy: tuple[LayerKind, ...] = ()
 
 
 PLAIN_SUMS = GradientSums()

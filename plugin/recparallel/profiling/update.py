@@ -9,6 +9,8 @@ from torch import nn
 
 from recparallel.models.layers import ItemEmbedding
 from recparallel.models.row_gradients import nonzero_rows
+from recparallel.optimizers.idle_steps import AdamWSettings
+from recparallel.optimizers.row_adamw import RowAdamW
 from recparallel.pieces import pieces
 from recparallel.profiling.steady import steady_passes
 from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
@@ -30,6 +32,7 @@ def measure_update(
     *,
     tied: bool = False,
     sums: GradientSums = PLAIN_SUMS,
+    touched: torch.Tensor | None = None,
 ) -> UpdateCost:
     """Update copies of the module's parameters, and do what DeepSpeed and we do once a step beside it.
 
@@ -44,7 +47,10 @@ def measure_update(
         clock: seconds.
         tied: the weights are a table that other layers share.
         sums: how gradients were added up.
+        touched: rows of the one weight that a micro-batch touches, where it is updated by rows.
     """
+    if touched is not None:
+        return _measure_rows(module, touched, repeats, clock)
     own = [p for p in module.parameters() if p.requires_grad]
     if not own:
         return UpdateCost()
@@ -84,6 +90,20 @@ def measure_update(
     )
     copies = 4 if sums.fp32 else 8  # fp32 weights, and gradients that are cast for the update
     return UpdateCost(statistics.median(seconds), state + copies * sum(t.numel() for t in lower))
+
+
+def _measure_rows(module: nn.Module, touched: torch.Tensor, repeats: int, clock: Callable[[], float]) -> UpdateCost:
+    table = next(module.parameters()).detach().clone()
+    optimizer = RowAdamW(table)
+    gradient = torch.ones(len(touched), table.shape[1], device=table.device)
+    settings = AdamWSettings(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+
+    def update() -> float:
+        start = _synchronized(clock, table)
+        optimizer.step(touched, gradient, settings)
+        return _synchronized(clock, table) - start
+
+    return UpdateCost(statistics.median(steady_passes(update, repeats=repeats, warmup=1)), optimizer.state_bytes)
 
 
 def _synchronized(clock: Callable[[], float], tensor: torch.Tensor) -> float:

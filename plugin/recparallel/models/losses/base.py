@@ -29,11 +29,14 @@ class TargetLoss(ABC):
             hand.
         ranks: that share the table; a loss is given :meth:`for_ranks`.
         knows_shares: ``total`` asks ``ranks`` which rows the table that it is given holds.
+        reads_rows: ``total`` reads single rows of the table, by :func:`~recparallel.models.row_gradients.look_up_rows` where the
+            table has a keeper, and not all of them.
     """
 
     targets_per_micro_batch: float | None = None
     ranks: TensorRanks = ALONE
     knows_shares: ClassVar[bool] = False
+    reads_rows: ClassVar[bool] = False
 
     @abstractmethod
     def total(self, hidden_ND: Tensor, table_SD: Tensor, targets_N: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class SampledSoftmax(TargetLoss):
     """
 
     knows_shares = True
+    reads_rows = True
 
     def __init__(
         self, *, num_items: int, num_negatives: int = 512, item_counts: Tensor | None = None, power: float = 0.75
@@ -80,4 +81,4 @@ class SampledSoftmax(TargetLoss):
 
 def _rows_of(table_SD: Tensor, rows: Tensor) -> Tensor:
     keeper = keeper_of(table_SD)
-    return table_SD[rows] if keeper is None else look_up_rows(table_SD, rows, keeper)
+    return table_SD[rows] if keeper is None else look_up_rows(rows, keeper)

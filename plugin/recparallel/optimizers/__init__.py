@@ -1,0 +1,1 @@
+"""Optimizers of our own: what torch and DeepSpeed have not."""

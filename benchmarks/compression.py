@@ -16,9 +16,7 @@ BASE = "ddp"
 _SIDES = (
     BASE,
     "ddp fp16",
-    "ddp bf16 of ours",
     "ddp int8 of ours",
-    "ddp int4 of ours",
     "ddp top_k_threshold of ours",
     "ddp power_sgd of ours",
     "ddp auto of ours",
@@ -29,11 +27,20 @@ _SIDES = (
     "recparallel pp2 dp2 auto",
     "ddp powersgd",
 )
+_OF_CATALOGUE = (
+    "ds dp",
+    "ddp sparse",
+    "ddp sparse sgd",
+    "ds dp sparse sgd",
+    "recparallel dp4 lazy",
+    "recparallel pp2 dp2 lazy",
+)
+"""Dense AdamW, sparse gradients with SparseAdam and with plain SGD, and rows by a lazy AdamW."""
 
 
 def sides_of(workload: Workload) -> tuple[Side, ...]:
-    """All of them, on every workload."""
-    return tuple(map(get_side, _SIDES))
+    """All on every workload; item tables by rows where a step touches few of them."""
+    return tuple(map(get_side, _SIDES + (_OF_CATALOGUE if workload.name == "catalogue" else ())))
 
 
 STUDY = Study(

@@ -31,6 +31,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             "transfers", "benchmarks.transfers", "transfers beside the computation against blocking ones, and in bf16"
         ),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
+        Benchmark(
+            "endurance", "benchmarks.endurance", "2,000 steps with gradients that are none, and a link that drops"
+        ),
         Benchmark("codecs", "benchmarks.codecs", "what every codec reads and writes a second, beside a plain copy"),
         Benchmark(
             "tensor",

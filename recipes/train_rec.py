@@ -203,7 +203,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         if losses is not None:
             stack.enter_context(events.subscribe(losses))
         if RANK == 0:
-            stack.enter_context(events.subscribe(tell_moves))
+            stack.enter_context(events.subscribe(tell_decisions))
         summary = StepSummary()
         stack.enter_context(events.subscribe(summary))
         checkpointer = Checkpointer(engine, checkpoints)
@@ -359,9 +359,9 @@ def evaluate(engine: Any, split: Split, which: str, max_length: int) -> dict[str
     return summarize(rank_targets(engine, rows, max_length=max_length, progress=progress), ks=(10,))
 
 
-def tell_moves(event: events.Event) -> None:
-    """A line above the progress bar for layers that moved, and for what came of it."""
-    if isinstance(event, (events.Move, events.MoveOutcome)):
+def tell_decisions(event: events.Event) -> None:
+    """A line above the progress bar for layers that moved and what came of it, and for how gradients will be exchanged."""
+    if isinstance(event, (events.Move, events.MoveOutcome, events.ExchangeChoice)):
         tqdm.write(str(event))
 
 

@@ -113,7 +113,36 @@ class MoveOutcome:
         return f"step {self.step}: since the last move steps are {abs(self.share_saved):.0%} {'shorter' if self.paid else 'longer'}"
 
 
-Event = Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome
+@dataclass(frozen=True)
+class ExchangeChoice:
+    """Buckets of ``size`` elements will be exchanged by ``way``; ``predicted`` is each way with the seconds it should take."""
+
+    size: int
+    way: str
+    predicted: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        ways = ", ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in self.predicted)
+        return f"buckets of {self.size:,} elements go by {self.way!r} (predicted: {ways})"
+
+
+@dataclass(frozen=True)
+class ExchangeLook:
+    """An exchange of ``size`` elements by ``way``, the one that is used the most, was timed; ``decides_anew``: it took so much more
+    or less than predicted that all ways are timed again."""
+
+    size: int
+    way: str
+    predicted_seconds: float
+    measured_seconds: float
+    decides_anew: bool
+
+    def __str__(self) -> str:
+        what = f"{self.size:,} elements by {self.way!r}: predicted {1e3 * self.predicted_seconds:.2f} ms, measured "
+        return f"{what}{1e3 * self.measured_seconds:.2f} ms{'; deciding anew' if self.decides_anew else ''}"
+
+
+Event = Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome | ExchangeChoice | ExchangeLook
 Subscriber = Callable[[Event], None]
 
 _subscribers: list[Subscriber] = []

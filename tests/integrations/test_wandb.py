@@ -56,6 +56,20 @@ def test_a_step_is_logged_when_it_is_done(started, tmp_path):
     ]
 
 
+def test_how_gradients_are_exchanged_is_a_table(started, tmp_path):
+    """All choices so far, with the next step that is done, once."""
+    tracker = WandbTracker(tmp_path, config={})
+    with events.subscribe(tracker):
+        events.emit(events.ExchangeChoice(1000, "int8", (("none", 0.5), ("int8", 0.25))))
+        events.emit(events.StepDone(1, 0.75, 2.0, 64))
+        events.emit(events.StepDone(2, 0.5, 2.0, 64))
+        events.emit(events.ExchangeLook(2000, "int8", 0.25, 1.0, decides_anew=True))
+        events.emit(events.StepDone(3, 0.5, 2.0, 64))
+    tables = [logged.values.get("exchange/choices") for logged in tracker.run.logged]
+    first, second = [0, 1000, "int8", 0.25, None], [2, 2000, "int8", 0.25, 1.0]
+    assert [table and table.data for table in tables] == [[first], None, [first, second]]
+
+
 def test_what_a_step_cost_is_logged_by_rank(started, tmp_path):
     tracker = WandbTracker(tmp_path, config={})
     tracker.log_ranks([{"forward_s": 0.5, "boundary_sent_bytes": 64.0}, {"forward_s": 0.25}], step=3)

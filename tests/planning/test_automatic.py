@@ -66,6 +66,29 @@ def test_a_link_that_becomes_slow_is_noticed(pools):
     assert ways[-1] == "auto: int8"
 
 
+def told(**options):
+    """Events of a training whose link becomes slow."""
+    from recparallel import events
+
+    found = []
+    with events.subscribe(found.append):
+        exchanged(**options)
+    return found
+
+
+def test_decisions_are_events_the_same_on_every_rank(pools):
+    from recparallel.events import ExchangeChoice, ExchangeLook
+
+    ranks = pools[2].run(told, steps=16, slow_from=6, candidates=["none", "int8"], min_gain=0.5)
+    assert ranks[0] == ranks[1]
+    choices = [event for event in ranks[0] if isinstance(event, ExchangeChoice)]
+    looks = [event for event in ranks[0] if isinstance(event, ExchangeLook)]
+    assert [way for way, _ in choices[0].predicted] == ["none", "int8"]
+    assert choices[-1].way == "int8"
+    assert "elements go by 'int8' (predicted: none" in str(choices[-1])
+    assert any(look.decides_anew and str(look).endswith("deciding anew") for look in looks)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

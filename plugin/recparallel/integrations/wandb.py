@@ -9,7 +9,9 @@ from typing import Any
 
 import wandb
 
-from recparallel.events import Event, Move, MoveOutcome, StepDone
+from recparallel.events import Event, ExchangeChoice, ExchangeLook, Move, MoveOutcome, StepDone
+
+_CHOICES = ["behind step", "elements", "way", "predicted seconds", "measured seconds"]
 
 
 class WandbTracker:
@@ -23,6 +25,7 @@ class WandbTracker:
 
     def __init__(self, folder: Path, *, config: dict[str, Any], project: str = "recparallel") -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._step, self._choices, self._is_told = 0, list[list[Any]](), True
         self.run = wandb.init(
             project=project,
             dir=str(folder),
@@ -32,10 +35,16 @@ class WandbTracker:
         )
 
     def __call__(self, event: Event) -> None:
-        """An event subscriber: loss and speed of each step; layers that moved, what it cost, and what came of it."""
+        """An event subscriber: loss and speed of each step; layers that moved, what it cost, and what came of it; how gradients are
+        exchanged, where that is chosen."""
         if isinstance(event, StepDone):
+            self._step = event.step
             speed = event.num_sequences / event.seconds
-            self.run.log({"loss": event.loss, "sequences_per_s": speed}, step=event.step)
+            self.run.log({"loss": event.loss, "sequences_per_s": speed, **self._table_of_choices()}, step=event.step)
+        elif isinstance(event, ExchangeChoice):
+            self._note(event.size, event.way, dict(event.predicted)[event.way], None)
+        elif isinstance(event, ExchangeLook):
+            self._note(event.size, event.way, event.predicted_seconds, event.measured_seconds)
         elif isinstance(event, Move):
             sizes = {f"layers/stage_{s}": b - a for s, (a, b) in enumerate(zip(event.after, event.after[1:]))}
             moved = {} if event.error else {"move/seconds": event.seconds, "move/predicted_gain": event.gain, **sizes}
@@ -55,6 +64,17 @@ class WandbTracker:
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table, such as the cut."""
         self.run.log({name: wandb.Table(columns=columns, data=rows)}, step=0)
+
+    def _note(self, *cells: Any) -> None:
+        self._choices.append([self._step, *cells])
+        self._is_told = False
+
+    def _table_of_choices(self) -> dict[str, Any]:
+        """All that were made so far, if there are new ones."""
+        if self._is_told:
+            return {}
+        self._is_told = True
+        return {"exchange/choices": wandb.Table(columns=_CHOICES, data=list(self._choices))}
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and close the run."""

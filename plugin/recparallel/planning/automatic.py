@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recparallel import registry
+from recparallel import events, registry
 from recparallel.collectives.base import Aggregation, Summed
 from recparallel.collectives.bucket import Bucket
 from recparallel.collectives.choice import BY_CODEC, aggregation_for
@@ -86,7 +86,7 @@ class AutomaticAverage(LossyAverage):
     3. Every ``every`` steps the way that most buckets take is timed again. Where it differs from the prediction by more than a
        factor of two, so are all ways.
 
-    All ranks decide from the same numbers. Decisions are told to the log, with predicted and measured seconds.
+    All ranks decide from the same numbers. Decisions are events, and told to the log, with predicted and measured seconds.
 
     Args:
         group, memory: see :class:`~recparallel.data_parallel.synchronous.LossyAverage`.
@@ -147,8 +147,8 @@ class AutomaticAverage(LossyAverage):
 
     def _decide(self, size: int) -> Choice:
         choice = self._choices[size] = choose(size, self._times, min_gain=self._min_gain)
-        predicted = ", ".join(f"{way} {1e3 * t.seconds(size):.2f} ms" for way, t in self._times.items())
-        self._tell("buckets of %s elements go by %r (predicted: %s)", f"{size:,}", choice.way, predicted)
+        predicted = tuple((way, times.seconds(size)) for way, times in self._times.items())
+        self._tell(events.ExchangeChoice(size, choice.way, predicted))
         return choice
 
     def _look(self, step: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -159,16 +159,12 @@ class AutomaticAverage(LossyAverage):
             elements[choice.way] += choice.size
         way = max(elements, key=lambda way: elements[way])
         predicted, measured = self._times[way].seconds(_LARGE), self._slowest(way, _LARGE, device, dtype)
-        self._tell(
-            "%s elements by %r: predicted %.2f ms, measured %.2f ms",
-            f"{_LARGE:,}",
-            way,
-            1e3 * predicted,
-            1e3 * measured,
-        )
-        if has_drifted(predicted, measured, tolerance=_DRIFT):
+        drifted = has_drifted(predicted, measured, tolerance=_DRIFT)
+        self._tell(events.ExchangeLook(_LARGE, way, predicted, measured, drifted))
+        if drifted:
             self._times = {}
 
-    def _tell(self, sentence: str, *values: object) -> None:
+    def _tell(self, event: events.ExchangeChoice | events.ExchangeLook) -> None:
+        events.emit(event)
         if dist.get_rank(self.process_group) == 0:
-            logger.info(sentence, *values)
+            logger.info("%s", event)

@@ -72,7 +72,7 @@ class RowSum:
         if most * row_bytes * self._world >= 2 * dense_bytes:
             self._dense_left = _STAY_DENSE
             return None
-        parts = list(_gathered(rows, gradient[rows], counts.tolist(), self._group))
+        parts = list(_gathered(rows, gradient.index_select(0, rows), counts.tolist(), self._group))
         gradient[rows] = 0.0
         for their_rows, values in parts:
             gradient.index_add_(0, their_rows, values)
@@ -88,15 +88,17 @@ def sum_rows(rows_U: Tensor, values_UD: Tensor, group: dist.ProcessGroup) -> tup
         group: as many rows as any rank has arrive from each.
 
     Returns:
-        rows that any rank has, ascending; their sums, in the order of ranks; the bytes that this rank handed to collectives.
+        rows that any rank has, ascending; their sums, in at least fp32, in the order of ranks; the bytes that this rank handed to
+        collectives.
     """
     counts = rows_U.new_zeros(dist.get_world_size(group))
     dist.all_gather_into_tensor(counts, rows_U.new_tensor([len(rows_U)]), group=group)
     parts = list(_gathered(rows_U, values_UD, counts.tolist(), group))
     merged, place = torch.cat([rows for rows, _ in parts]).unique(return_inverse=True)
-    sums = values_UD.new_zeros(len(merged), values_UD.shape[1])
+    exact = torch.promote_types(values_UD.dtype, torch.float32)
+    sums = values_UD.new_zeros(len(merged), values_UD.shape[1], dtype=exact)
     for at, (_, values) in zip(place.split([len(rows) for rows, _ in parts]), parts):
-        sums.index_add_(0, at, values)  # one rank after the other: no row comes twice in one of them
+        sums.index_add_(0, at, values.to(exact))  # one rank after the other: no row comes twice in one of them
     return merged, sums, int(counts.max()) * (values_UD.shape[1] * values_UD.element_size() + _INDEX_BYTES)
 
 

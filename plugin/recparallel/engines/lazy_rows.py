@@ -113,7 +113,8 @@ class _Table:
         self.gradient = self.keeper.take()
 
     def add_up(self) -> None:
-        """Average this step's gradient over replicas, and sum it over copies. Collective."""
+        """Average this step's gradient over replicas, and sum it over copies. Rows travel in the weights' type, as dense gradients
+        do; sums are exact. Collective."""
         rows_U, values_UD = self.keeper.take()
         world = dist.get_world_size(self._replicas)
         if world > 1:
@@ -129,10 +130,9 @@ class _Table:
     def _dense_bytes(self) -> int:
         return self.weight.numel() * self.weight.element_size()
 
-    @staticmethod
-    def _summed(rows_U: Tensor, values_UD: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int, float]:
+    def _summed(self, rows_U: Tensor, values_UD: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, int, float]:
         start = time.perf_counter()
-        rows_U, values_UD, sent = sum_rows(rows_U, values_UD, group)
+        rows_U, values_UD, sent = sum_rows(rows_U, values_UD.to(self.weight.dtype), group)
         return rows_U, values_UD, sent, time.perf_counter() - start
 
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recparallel.optimizers.idle_steps import AdamWSettings, IdleSteps
 
-_PIECE = 2**22
+_PIECE = 2**17
 """Elements of a table that are brought up to date at once."""
 
 
@@ -74,7 +75,7 @@ class RowAdamW:
     def current(self, rows_N: Tensor) -> Tensor:
         """Rows (…, D) of the table's type, for numbers int64 of any shape, as dense AdamW would have them now."""
         if not self._idle.newest:
-            return self._table_VD[rows_N]
+            return functional.embedding(rows_N, self._table_VD)
         return (
             self._up_to_date(rows_N.reshape(-1))[0]
             .to(self._table_VD.dtype)
@@ -110,9 +111,12 @@ class RowAdamW:
         """Bring all rows up to date; the table is what dense AdamW would have made of it."""
         if not self._idle.newest:
             return
-        rows = torch.arange(len(self._table_VD), device=self._table_VD.device)
-        for piece in rows.split(max(1, _PIECE // self._table_VD.shape[1])):
-            self._store(piece, *self._up_to_date(piece))
+        size = max(1, _PIECE // self._table_VD.shape[1])
+        for at in range(0, len(self._table_VD), size):
+            piece = slice(at, at + size)
+            self._catch_up(self._weight_VD[piece], self._first_VD[piece], self._second_VD[piece], self._last_V[piece])
+            if not self._is_exact:
+                self._table_VD[piece].copy_(self._weight_VD[piece])
         self._begin_anew(self._second_beta)
 
     def state(self) -> "RowAdamWState":
@@ -136,16 +140,25 @@ class RowAdamW:
 
     def _up_to_date(self, rows_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights and moments (N, D) of rows, in memory of their own."""
-        weight_ND, first_ND, second_ND = self._weight_VD[rows_N], self._first_VD[rows_N], self._second_VD[rows_N]
-        idle = self._idle.at(self._last_V[rows_N].long(), weight_ND.dtype)
+        weight_ND, first_ND, second_ND, last_N = (
+            kept.index_select(0, rows_N) for kept in (self._weight_VD, self._first_VD, self._second_VD, self._last_V)
+        )
+        self._catch_up(weight_ND, first_ND, second_ND, last_N)
+        return weight_ND, first_ND, second_ND
+
+    def _catch_up(self, weight_ND: Tensor, first_ND: Tensor, second_ND: Tensor, last_N: Tensor) -> None:
+        """Bring rows up to date in place."""
+        idle = self._idle.at(last_N.long(), weight_ND.dtype)
         least = torch.finfo(weight_ND.dtype).tiny  # for a row that has missed nothing, or never had a gradient
         against_ND = second_ND.sqrt().mul_(idle.root * idle.damped).add_(self._eps * idle.pull).add_(least)
-        weight_ND.mul_(idle.decay).sub_((first_ND / against_ND).mul_(idle.pull * idle.damped))
-        return weight_ND, first_ND.mul_(idle.first), second_ND.mul_(idle.second)
+        torch.div(first_ND, against_ND, out=against_ND)
+        weight_ND.mul_(idle.decay).sub_(against_ND.mul_(idle.pull * idle.damped))
+        first_ND.mul_(idle.first)
+        second_ND.mul_(idle.second)
 
     def _store(self, rows_N: Tensor, weight_ND: Tensor, first_ND: Tensor, second_ND: Tensor) -> None:
-        self._weight_VD[rows_N] = weight_ND
-        self._first_VD[rows_N] = first_ND
-        self._second_VD[rows_N] = second_ND
+        self._weight_VD.index_copy_(0, rows_N, weight_ND)
+        self._first_VD.index_copy_(0, rows_N, first_ND)
+        self._second_VD.index_copy_(0, rows_N, second_ND)
         if not self._is_exact:
-            self._table_VD[rows_N] = weight_ND.to(self._table_VD.dtype)
+            self._table_VD.index_copy_(0, rows_N, weight_ND.to(self._table_VD.dtype))

@@ -69,7 +69,8 @@ def test_losses_and_weights_are_those_of_one_process(pools, ranks, options, exch
     assert_same_names(written, run)
     for name, whole in reference_weights(run).items():
         ours, lazy_table = written[f"weight/{name}"], len(whole) == ITEMS + 1
-        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=0.05 * LR if lazy_table else 1e-6, msg=name)
+        others = 1e-6 if run.eps == 1e-8 else 1e-5  # they follow the table, whose rows follow eps
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=0.05 * LR if lazy_table else others, msg=name)
         assert (ours - whole).abs().median() < 2e-6
 
 

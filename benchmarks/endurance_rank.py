@@ -126,7 +126,7 @@ def _config(order: Order, world: int) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": {"lr": 2e-3, "torch_adam": True}},
         "zero_optimization": {"stage": 1},
         "zero_allow_untested_optimizer": True,
-        "fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 100, "hysteresis": 1},
+        "fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 40, "hysteresis": 1},
         "recparallel": {"stages": 1, "compression": order.compression},
     }
 

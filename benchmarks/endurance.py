@@ -70,7 +70,7 @@ def run(options: Options) -> int:
     order = Order(_QUICK_STEPS if options.quick else _STEPS)
     drop = order.steps // 2
     slow = spec.link_mbit / 10
-    console.print(f"expected duration: about {order.steps * 0.25 / 60:.0f} minutes")
+    console.print(f"expected duration: about {order.steps * 0.1 / 60:.0f} minutes")
     compile_extension()
     remove_stale_lock()
     with Cluster(spec, local=options.local) as cluster:

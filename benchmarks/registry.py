@@ -30,6 +30,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "transfers", "benchmarks.transfers", "transfers beside the computation against blocking ones, and in bf16"
         ),
+        Benchmark(
+            "quality", "benchmarks.quality", "recommendations on MovieLens-1M with codecs, against dense, user by user"
+        ),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(
             "endurance", "benchmarks.endurance", "2,000 steps with gradients that are none, and a link that drops"

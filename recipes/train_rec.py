@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
@@ -42,6 +43,8 @@ ROOT = Path(__file__).parent.parent
 ZOO = ROOT / "model_zoo"
 CONFIG = ROOT / "recipes" / "configs" / "single.json"
 PROTOCOL = "leave-one-out, last item as test, full ranking over the catalogue, seen items filtered out, ties against the target"
+RANKS = "test_ranks.json"
+"""The rank of every user's last item, in the order of users: what a comparison of two runs pairs."""
 RANK = int(os.environ.get("RANK", "0"))
 
 
@@ -210,7 +213,8 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         fit = Fit(engine, loader, split, train_args, max_length, checkpointer, tracker, summary)
         seconds, sequences = fit.run(total_steps)
         checkpointer.save(sampler=loader.sampler.state_dict())
-        metrics = evaluate(engine, split, "test", max_length)
+        ranks = rank_rows(engine, split, "test", max_length)
+        metrics = summarize(ranks, ks=(10,))
         popularity = evaluate_popularity(split, "test", max_length=max_length)
         result = {
             "hr@10": metrics["HR@10"],
@@ -222,6 +226,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             "steps": engine.global_steps,
         }
         if RANK == 0:
+            (output_dir / RANKS).write_text(json.dumps(ranks.tolist()))
             (output_dir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
             if tracker is not None:
                 tracker.finish({key: value for key, value in result.items() if key != "plan"})
@@ -343,7 +348,7 @@ class Fit:
             self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
     def _validate(self, bar: Any) -> None:
-        metrics = evaluate(self.engine, self.split, "valid", self.max_length)
+        metrics = summarize(rank_rows(self.engine, self.split, "valid", self.max_length), ks=(10,))
         if RANK == 0:
             epoch = self.loader.sampler.epoch
             bar.write(f"epoch {epoch}: valid HR@10 {metrics['HR@10']:.4f}  NDCG@10 {metrics['NDCG@10']:.4f}")
@@ -351,12 +356,14 @@ class Fit:
             self.tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=self.engine.global_steps)
 
 
-def evaluate(engine: Any, split: Split, which: str, max_length: int) -> dict[str, float]:
+def rank_rows(engine: Any, split: Split, which: str, max_length: int) -> torch.Tensor:
+    """Rank of every user's target, in the order of users."""
+
     def progress(batches: Any) -> Any:
         return tqdm(batches, desc=f"rank {which}", unit="batch", leave=False, disable=RANK != 0)
 
     rows = split.evaluation(which, max_length)  # type: ignore[arg-type]
-    return summarize(rank_targets(engine, rows, max_length=max_length, progress=progress), ks=(10,))
+    return rank_targets(engine, rows, max_length=max_length, progress=progress)
 
 
 def tell_decisions(event: events.Event) -> None:
@@ -420,7 +427,9 @@ def conclude(result: dict[str, Any], output_dir: Path) -> None:
     print(f"popularity HR@10 {result['popularity']['hr@10']:.4f}  NDCG@10 {result['popularity']['ndcg@10']:.4f}")
     print(f"protocol: {result['protocol']}")
     print(f"{result['steps']} steps" + (f", {speed:.0f} sequences/s" if speed else ""))
-    print(f"written to {output_dir}/: metrics.json, losses.jsonl, items.json, checkpoints/, wandb/", flush=True)
+    print(
+        f"written to {output_dir}/: metrics.json, {RANKS}, losses.jsonl, items.json, checkpoints/, wandb/", flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def batch(step, replica):
 
 
 def loss_of(output, x):
-    return (output - x[:, :4]).square().mean()
+    return (output.float() - x[:, :4].float()).square().mean()
 
 
 def in_ddp(*, compression):
@@ -57,9 +57,35 @@ def in_ddp(*, compression):
     return losses
 
 
-def deepspeed_config(compression, zero):
+def in_ddp_bf16(*, compression):
+    """With fp32 masters, as DeepSpeed's bf16 optimizers have them."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    import recparallel
+
+    model = torch.nn.Sequential(*layers()).bfloat16()
+    masters = [parameter.detach().float() for parameter in model.parameters()]
+    module = DistributedDataParallel(model, bucket_cap_mb=1e-6, find_unused_parameters=True)
+    recparallel.attach(module, {"recparallel": {"compression": compression}})
+    losses = []
+    for step in range(STEPS):
+        x = batch(step, dist.get_rank()).bfloat16()
+        model.zero_grad()
+        loss = loss_of(module(x), x)
+        loss.backward()
+        with torch.no_grad():
+            for parameter, master in zip(model.parameters(), masters):
+                parameter.copy_(master.sub_(parameter.grad.float(), alpha=RATE))
+        losses.append(loss.item())
+    return losses
+
+
+def deepspeed_config(compression, zero, bf16=False):
     size = {} if zero else {"bucket_size": 1}
     return {
+        "bf16": {"enabled": bf16},
         "train_micro_batch_size_per_gpu": 4,
         "steps_per_print": 10**9,
         "optimizer": {"type": "SGD", "params": {"lr": RATE}},
@@ -70,18 +96,19 @@ def deepspeed_config(compression, zero):
     }
 
 
-def in_deepspeed(*, compression, zero):
+def in_deepspeed(*, compression, zero, bf16=False):
     import torch
     import torch.distributed as dist
 
     import recparallel
 
     model = torch.nn.Sequential(*layers())
-    config = deepspeed_config(compression, zero)
+    config = deepspeed_config(compression, zero, bf16)
     engine, *_ = recparallel.initialize(model=model, config=config, model_parameters=model.parameters())
     losses = []
     for step in range(STEPS):
         x = batch(step, dist.get_rank())
+        x = x.bfloat16() if bf16 else x
         loss = loss_of(engine(x), x)
         engine.backward(loss)
         engine.step()
@@ -89,19 +116,22 @@ def in_deepspeed(*, compression, zero):
     return losses
 
 
-def in_a_pipeline(*, compression, zero):
+def in_a_pipeline(*, compression, zero, bf16=False):
     """Two stages, two replicas; the loss is the mean of both."""
     import deepspeed
+    import torch
     from deepspeed.pipe import PipelineModule
 
     import recparallel
 
     module = PipelineModule(layers=layers(), num_stages=2, loss_fn=loss_of, partition_method="uniform")
-    config = deepspeed_config(compression, zero)
+    config = deepspeed_config(compression, zero, bf16)
     engine, *_ = deepspeed.initialize(model=module, config=config, model_parameters=module.parameters())
     recparallel.attach(engine, config)
+    assert (type(engine.optimizer).__name__ == "BF16_Optimizer") == (bf16 and not zero)
     replica = engine.grid.data_parallel_id
-    return [float(engine.train_batch(iter([(batch(step, replica),) * 2]))) for step in range(STEPS)]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return [float(engine.train_batch(iter([(batch(step, replica).to(dtype),) * 2]))) for step in range(STEPS)]
 
 
 def in_megatron(*, compression, distributed_optimizer, overlap):
@@ -152,6 +182,22 @@ def test_the_same_hook_gives_the_same_losses_in_every_engine(pools, compression)
     for zero in (0, 1) if compression["codec"] in ("none", "int8") else (0,):
         found = pools[4].run(in_a_pipeline, compression=compression, zero=zero)
         assert found == [pytest.approx(mean(expected), rel=BETWEEN)] * 4, f"pipeline, ZeRO-{zero}"
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [c for c in COMPRESSIONS if "momentum_correction" not in c and c["codec"] != "torch_fp16"],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_deepspeeds_bf16_optimizers_train_alike(pools, compression):
+    """That of a pipeline without ZeRO, ``BF16_Optimizer``, and those of a plain engine, against torch DDP with fp32 masters."""
+    expected = pools[2].run(in_ddp_bf16, compression=compression)
+    assert mean(expected)[-1] < mean(expected)[0]
+    for zero in (0, 1):
+        found = pools[2].run(in_deepspeed, compression=compression, zero=zero, bf16=True)
+        assert found == [pytest.approx(losses, rel=BETWEEN) for losses in expected], f"ZeRO-{zero}"
+    found = pools[4].run(in_a_pipeline, compression=compression, zero=0, bf16=True)
+    assert found == [pytest.approx(mean(expected), rel=BETWEEN)] * 4, "pipeline"
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: "-".join(map(str, c.values())))

@@ -60,7 +60,7 @@ def run(options: Options) -> int:
     """Train, compare, and print what happened.
 
     Returns:
-        0 if ranks stayed the same, what is kept stayed finite, exactly the poisoned steps were skipped, and the exchange was chosen
+        0 if ranks stayed the same, what is kept stayed finite, every poisoned step was skipped, and the exchange was chosen
         anew behind the drop of the link; else 1.
     """
     spec = options.clusters[0] if options.clusters else _LINKS
@@ -83,7 +83,7 @@ def run(options: Options) -> int:
     reports = outcome.check().reports
     parts = parts_of(reports[0], order, drop=drop, links=(f"{spec.link_mbit:g} Mbit/s", f"{slow:g} Mbit/s"))
     _show(parts)
-    faults = faults_of(reports, order, drop=drop)
+    faults = faults_of(reports, order, drop=None if options.local else drop)
     for fault in faults:
         console.print(f"[red]{fault}[/red]")
     if options.json:
@@ -133,8 +133,8 @@ def parts_of(report: dict[str, Any], order: Order, *, drop: int, links: tuple[st
     ]
 
 
-def faults_of(reports: list[dict[str, Any]], order: Order, *, drop: int) -> list[str]:
-    """What must not be, in words."""
+def faults_of(reports: list[dict[str, Any]], order: Order, *, drop: int | None) -> list[str]:
+    """What must not be, in words; ``drop`` is the step at which a link dropped, if one did."""
     first = reports[0]
     found = [
         f"weights of ranks differ behind steps {report['diverged']}" for report in reports[:1] if report["diverged"]
@@ -147,6 +147,8 @@ def faults_of(reports: list[dict[str, Any]], order: Order, *, drop: int) -> list
     expected = [step % order.poisoned_every == 0 for step in range(1, order.steps + 1)]
     if missed := [step for step, (skip, bad) in enumerate(zip(first["skipped"], expected), 1) if bad and not skip]:
         found.append(f"steps {missed} had a gradient that was not finite, and were made")
+    if drop is None:
+        return found
     if not any(step >= drop and anew for step, _, anew in first["looks"]):
         found.append("nobody noticed that the link had dropped")
     if not any(step >= drop for step, *_ in first["choices"]):

@@ -176,6 +176,7 @@ def test_lazy_rows_go_with_adamw(config):
         ({**ADAMW, "fp16": {"enabled": True}}, {}, "fp16"),
         ({**ADAMW, "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}, {}, "offload_optimizer"),
         ({**ADAMW, "torch_autocast": {"enabled": True, "dtype": "float16"}}, {}, "torch_autocast"),
+        ({**ADAMW, "torch_autocast": {"enabled": True, "dtype": "torch.float16"}}, {}, "torch_autocast"),
         (ADAMW, {"stages": 2, "spread_head": True}, "spread_head"),
     ],
 )

@@ -313,7 +313,7 @@ def check_lazy_rows(deepspeed_config: dict[str, Any], config: RecParallelConfig)
     if precision(deepspeed_config) == "float16":
         raise ConfigError(f"{where} runs in fp32 and bf16, the DeepSpeed config enables fp16: rows know no loss scale")
     autocast = deepspeed_config.get("torch_autocast") or {}
-    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16", "half"):
+    if autocast.get("enabled") and str(autocast.get("dtype")).removeprefix("torch.") in ("float16", "fp16", "half"):
         raise ConfigError(
             f"{where} with torch_autocast.dtype {autocast['dtype']!r}: rows know no loss scale; use bfloat16"
         )

@@ -56,6 +56,10 @@ def test_what_must_not_be_is_a_fault(changes, said):
     assert faults_of([report()] * 2, ORDER, drop=100) == []
 
 
+def test_without_a_drop_nobody_need_notice_one():
+    assert faults_of([report(looks=[], choices=[])] * 2, ORDER, drop=None) == []
+
+
 def test_ranks_that_skip_different_steps_are_a_fault():
     other = report(skipped=[True, *report()["skipped"][1:]])
     assert faults_of([report(), other], ORDER, drop=100) == ["ranks skipped different steps"]

@@ -18,7 +18,7 @@ from training import (
     train,
 )
 
-from recparallel.errors import ConfigError
+from recparallel.errors import CheckpointError, ConfigError
 
 ITEMS = 200
 SAMPLED = {"loss": "sampled_softmax", "num_items": ITEMS}
@@ -109,6 +109,39 @@ def test_copies_and_replicas_hold_the_same_to_the_last_bit(pools):
             assert torch.equal(value, found[0][key]), key
 
 
+def copies_behind_a_checkpoint(run, folder):
+    from pathlib import Path
+
+    from recparallel.engines.checkpoint import save_checkpoint
+    from recparallel.engines.engine_state import collect_parts, parameters_by_name
+
+    engine = make_engine(lazy(run))
+    train(engine, replace(run, steps=5))
+    save_checkpoint(engine, Path(folder), sampler={"epoch": 0, "step": 5})
+    train(engine, run, first=5)
+    parts = collect_parts(engine, parameters_by_name(engine))
+    return {key: value.clone() for key, value in parts.items() if value.shape[:1] == (ITEMS + 1,)}
+
+
+def test_copies_are_the_same_behind_a_checkpoint_too(pools, tmp_path):
+    """What a row catches up with in two steps differs by rounding from one: all copies must do it alike."""
+    one, other = pools[2].run(copies_behind_a_checkpoint, run=Run(stages=2, steps=10, **SAMPLED), folder=str(tmp_path))
+    assert all(torch.equal(one[key], other[key]) for key in one | other)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_gradients_that_arrive_in_one_buffer_are_kept_apart(pools, rows):
+    """DeepSpeed's own schedule receives every micro-batch's gradient in the same memory, and a stage of table and positions hands
+    it to the look-up as it is. The table is large: nothing is summed before the end of the step."""
+    run = Run(family="gpt2", stages=2, bounds=(0, 2, 7), schedule="1f1b", steps=6, **{**SAMPLED, "num_items": 2000})
+    for losses in pools[2].run(trained_alone, run=run, rows=rows):
+        assert losses == pytest.approx(reference(run), rel=1e-5)
+
+
+def trained_alone(run, *, rows):
+    return train(make_engine(lazy(run) if rows else run), run)
+
+
 def evaluated(run):
     engine = make_engine(lazy(run))
     losses = train(engine, replace(run, steps=5))
@@ -181,6 +214,26 @@ def test_a_step_that_deepspeed_skips_leaves_tables_alone(pools, dtype, zero):
     for skipped, same in pools[2].run(skipping, run=Run(stages=2, steps=4, dtype=dtype, zero=zero, **SAMPLED)):
         assert skipped == 1
         assert same == [True]
+
+
+def taken_off_and_put_on_again(run):
+    import recparallel
+
+    engine = make_engine(lazy(run))
+    config = lazy(run).deepspeed
+    losses = train(engine, replace(run, steps=4))
+    engine.recparallel.remove()
+    with pytest.raises(ConfigError, match="nobody would train them"):
+        recparallel.attach(engine, {"recparallel": {"stages": 1}})
+    recparallel.attach(engine, config)
+    with pytest.raises(CheckpointError, match="trained by rows"):
+        engine.module.save_state_dict("nowhere", None)
+    return losses + train(engine, run, first=4)
+
+
+def test_put_on_again_it_goes_on_with_what_it_kept(pools):
+    run = Run(stages=1, steps=8, **SAMPLED)
+    assert pools[1].run(taken_off_and_put_on_again, run=run) == [pytest.approx(reference(run), rel=1e-5)]
 
 
 def taken_off(run):

@@ -25,7 +25,7 @@ OWN_ATTRIBUTES = {
     "_chosen",
     "_spread_head",
     "_own_rows_of_head",
-    "_refuse_without_head",
+    "_refuse_incomplete",
     "_ranks",
     "_solve",
     "_topology",

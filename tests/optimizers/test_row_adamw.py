@@ -139,3 +139,16 @@ def test_without_eps_rows_that_never_had_a_gradient_stay():
     optimizer.settle()
     assert torch.equal(table[2:], torch.ones(V - 2, D))
     assert (table[1] < 1).all()
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-3])
+def test_large_gradients_in_fp32_stay_numbers(lr):
+    """Moments far above 4, in a row that has missed nothing, and in one that waits while the learning rate is 0."""
+    table, dense = torch.ones(V, D), torch.nn.Parameter(torch.ones(V, D))
+    ours, theirs = RowAdamW(table), torch.optim.AdamW([dense], lr=lr, weight_decay=0.0)
+    for step in range(6):
+        dense.grad = torch.zeros_like(dense)
+        dense.grad[[1, 2 + step % 2]] = 1e6
+        theirs.step()
+        ours.step(torch.tensor([1, 2 + step % 2]), torch.full((2, D), 1e6), AdamWSettings.of(theirs.param_groups[0]))
+        torch.testing.assert_close(ours.current(torch.arange(V)), dense.data)

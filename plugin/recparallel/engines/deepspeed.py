@@ -237,7 +237,7 @@ def attach(
                 bind_eager_schedule(engine, bindings, wire=section.wire_format, dynamic=dynamic)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
-        rows = LazyRows(engine, group) if section.lazy_rows and _knows_lazy_rows(engine) else None
+        rows = LazyRows(engine, group) if _trains_lazy_rows(engine, section) else None
         if rows is not None:
             rows.bind(bindings)
         handle = Handle(engine, bound, section, bindings, rows=rows)
@@ -298,19 +298,24 @@ def _may_rebalance(engine: Any) -> bool:
     return bool(engine.num_stages > 1)
 
 
-def _knows_lazy_rows(engine: Any) -> bool:
-    """True.
+def _trains_lazy_rows(engine: Any, section: RecParallelConfig) -> bool:
+    """Whether item tables are ours to train.
 
     Raises:
-        ConfigError: its optimizer was made for the item tables too.
+        ConfigError: the config says so, and DeepSpeed's optimizer trains them, or the other way round nobody would.
     """
-    module = engine.module
-    if not isinstance(module, RecommenderPipeline) or not module.lazy_kinds:
+    built = isinstance(engine.module, RecommenderPipeline) and bool(engine.module.lazy_kinds)
+    if built and not section.lazy_rows:
+        raise ConfigError(
+            "recparallel.lazy_rows is false, but this engine was built with it, and its optimizer has no item tables: nobody would "
+            "train them"
+        )
+    if section.lazy_rows and not built:
         raise ConfigError(
             "recparallel.lazy_rows is true, but DeepSpeed's optimizer of this engine trains the item tables; build it by "
             "recparallel.initialize with a Recommender and the same config"
         )
-    return True
+    return built
 
 
 def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:

@@ -70,6 +70,8 @@ def collect(engine: Any) -> dict[str, Tensor]:
     """
     grid = engine.grid
     copies, spread = _held_elsewhere(engine), _spread(engine)
+    if engine.recparallel.rows is not None:
+        engine.recparallel.rows.settle()  # copies too: what catches up in one step and in two differs by rounding
     holders = grid.data_parallel_size * grid.model_parallel_size
     own = grid.data_parallel_id * grid.model_parallel_size + grid.get_slice_parallel_rank()
     kept: dict[str, Tensor] = {}

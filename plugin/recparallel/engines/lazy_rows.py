@@ -43,7 +43,11 @@ class LazyRows:
     def __init__(self, engine: Any, group: dist.ProcessGroup) -> None:
         self._engine = engine
         ties = {id(weight): group for weight, group in engine.module.get_tied_weights_and_groups()}
-        self._tables = [_Table(weight, group, ties.get(id(weight))) for weight in engine.module.lazy_tables]
+        kept = engine.module.row_optimizers  # of an earlier handle, that was taken off
+        self._tables = [
+            _Table(weight, kept.setdefault(weight, kept.get(weight) or RowAdamW(weight)), group, ties.get(id(weight)))
+            for weight in engine.module.lazy_tables
+        ]
 
     def bind(self, bindings: Bindings) -> None:
         """Put on what does not hang on the layers of the stage."""
@@ -102,13 +106,15 @@ class _Table:
 
     Args:
         weight: (S, D), this rank's rows.
+        optimizer: theirs.
         replicas: over which gradients are averaged.
         copies: the stages that hold the table; None if one does.
     """
 
-    def __init__(self, weight: Tensor, replicas: dist.ProcessGroup, copies: dist.ProcessGroup | None) -> None:
-        self.weight, self._replicas, self._copies = weight, replicas, copies
-        self.optimizer = RowAdamW(weight)
+    def __init__(
+        self, weight: Tensor, optimizer: RowAdamW, replicas: dist.ProcessGroup, copies: dist.ProcessGroup | None
+    ) -> None:
+        self.weight, self.optimizer, self._replicas, self._copies = weight, optimizer, replicas, copies
         self.keeper = SummedRows(weight, self.optimizer.current)
         self.gradient = self.keeper.take()
 

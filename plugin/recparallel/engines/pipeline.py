@@ -25,6 +25,7 @@ from recparallel.errors import CheckpointError, PartitionError, RecParallelError
 from recparallel.models.layer import Layer
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import shared_among
+from recparallel.optimizers.row_adamw import RowAdamW
 from recparallel.partitioning.recompute import fit_by_recomputing
 from recparallel.partitioning.spread_head import spread_last_layer
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile, SpreadLayer
@@ -133,6 +134,7 @@ class RecommenderPipeline(PipelineModule):
         self.ranks = ranks
         self.spread_head = self._own_rows_of_head(base_seed(seed)) if spread_head else None
         self.lazy_kinds, self.lazy_tables = sums.lazy, let_rows_be_lazy(self, sums.lazy)
+        self.row_optimizers: dict[torch.Tensor, RowAdamW] = {}
         if sums.lazy:
             Ranks(error=PartitionError).together(self._check_trained)
 
@@ -167,21 +169,22 @@ class RecommenderPipeline(PipelineModule):
         """DeepSpeed's own checkpoints.
 
         Raises:
-            CheckpointError: stages share the head, which DeepSpeed would leave out.
+            CheckpointError: stages share the head, or item tables are trained by rows; DeepSpeed would leave these out.
         """
-        self._refuse_without_head()
+        self._refuse_incomplete()
         super().save_state_dict(*args, **kwargs)
 
     def load_state_dir(self, *args: Any, **kwargs: Any) -> None:
         """As :meth:`save_state_dict`."""
-        self._refuse_without_head()
+        self._refuse_incomplete()
         super().load_state_dir(*args, **kwargs)
 
-    def _refuse_without_head(self) -> None:
-        if self._spread_head:
+    def _refuse_incomplete(self) -> None:
+        if self._spread_head or self.lazy_kinds:
+            what = "a head that stages share" if self._spread_head else "what item tables that are trained by rows keep"
             raise CheckpointError(
-                "DeepSpeed's checkpoints know nothing of a head that stages share and would leave it out; use "
-                "recparallel.engines.checkpoint (save_checkpoint, load_checkpoint)"
+                f"DeepSpeed's checkpoints know nothing of {what} and would leave it out; use recparallel.engines.checkpoint "
+                "(save_checkpoint, load_checkpoint)"
             )
 
     def _own_rows_of_head(self, base: int) -> torch.nn.Module | None:

@@ -38,9 +38,10 @@ class RowGradients:
         return functional.embedding(rows, self._table.detach())
 
     def add(self, rows_N: Tensor, values_ND: Tensor) -> None:
-        """Keep the gradient of a look-up; where much has come together, room is made."""
+        """Keep the gradient of a look-up; where much has come together, room is made. It is copied: a pipeline may receive the next
+        micro-batch's in the same memory."""
         self._rows.append(rows_N)
-        self._values.append(values_ND)
+        self._values.append(values_ND.clone())
         self._kept += len(rows_N)
         if self._kept > max(len(self._table) // _MOST, 2 * self._summed):
             self.make_room()

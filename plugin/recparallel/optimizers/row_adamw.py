@@ -151,8 +151,8 @@ class RowAdamW:
         idle = self._idle.at(last_N.long(), weight_ND.dtype)
         least = torch.finfo(weight_ND.dtype).tiny  # for a row that has missed nothing, or never had a gradient
         against_ND = second_ND.sqrt().mul_(idle.root * idle.damped).add_(self._eps * idle.pull).add_(least)
-        torch.div(first_ND, against_ND, out=against_ND)
-        weight_ND.mul_(idle.decay).sub_(against_ND.mul_(idle.pull * idle.damped))
+        torch.div(first_ND * (idle.pull * idle.damped), against_ND, out=against_ND)
+        weight_ND.mul_(idle.decay).sub_(against_ND)
         first_ND.mul_(idle.first)
         second_ND.mul_(idle.second)
 

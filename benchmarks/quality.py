@@ -102,8 +102,8 @@ def run(options: Options) -> int:
         console.print(
             f"  {number}/{len(missing)} {way.name}, seed {seed}: {(time.monotonic() - begin) / 60:.1f} minutes"
         )
-    compared = {way: compare(way, seeds, training) for way in WAYS}
-    lines = [line_of(way, found, _minutes(way, seeds, training)) for way, found in compared.items()]
+    compared = [(way, compare(way, seeds, training)) for way in WAYS]
+    lines = [line_of(way, found, _minutes(way, seeds, training)) for way, found in compared]
     table = Table()
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
@@ -112,10 +112,10 @@ def run(options: Options) -> int:
     console.print(table)
     if options.json:
         results = Results(benchmark="quality", environment=capture_environment(options.command, emulated=False))
-        for way in WAYS:
+        for way, found in compared:
             values = [ndcg_gains(_ranks(way, seed, training), _K).mean().item() for seed in seeds]
             results.rows.append(row_of("ml-1m", "2 local replicas", way.name, f"ndcg@{_K}", "", values))
-            if (found := compared[way]) is not None:
+            if found is not None:
                 results.rows.append(row_of("ml-1m", "2 local replicas", way.name, "lowest_change", "", [found.low]))
         results.save(options.json)
         if not options.quick and options.json.resolve().parent == DOCUMENT.parent.resolve() / "results":
@@ -175,7 +175,7 @@ def _train(way: Way, seed: int, training: Training, data: Path) -> None:
     arguments = {
         "deepspeed_config": str(folder / "deepspeed.json"),
         "model": str(folder / "model.json"),
-        "dataset": "movielens-1m",
+        "dataset": "sequences",
         "data_dir": str(data),
         "max_length": str(training.length),
         "num_train_epochs": str(training.epochs),

@@ -81,7 +81,7 @@ KILLED = """
     save(0)
     once = time.monotonic() - start
     generator, steps = random.Random(5), []
-    for kill in range(20):
+    while len(steps) < 20 or (steps[-1] < 10 and len(steps) < 100):  # on a slow disk fewer saves go through between kills
         child = os.fork()
         if child == 0:
             for step in range(check() + 1, 10**6):

@@ -11,14 +11,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rich.table import Table
-
 from benchmarks.cluster import Change, Cluster, ClusterSpec
 from benchmarks.endurance_rank import Order
 from benchmarks.environment import capture_environment
 from benchmarks.extension import compile_extension, extension_environment, remove_stale_lock
 from benchmarks.options import Options
-from benchmarks.output import console
+from benchmarks.output import console, print_lines
 from benchmarks.partition import KEEP_MEMORY
 from benchmarks.results import Results, row_of
 from benchmarks.study_tables import markdown_table, write_between_markers
@@ -82,7 +80,7 @@ def run(options: Options) -> int:
         )
     reports = outcome.check().reports
     parts = parts_of(reports[0], order, drop=drop, links=(f"{spec.link_mbit:g} Mbit/s", f"{slow:g} Mbit/s"))
-    _show(parts)
+    print_lines(COLUMNS, lines_of(parts))
     faults = faults_of(reports, order, drop=None if options.local else drop)
     for fault in faults:
         console.print(f"[red]{fault}[/red]")
@@ -170,12 +168,3 @@ def lines_of(parts: list[Part]) -> list[tuple[str, ...]]:
         )
         for p in parts
     ]
-
-
-def _show(parts: list[Part]) -> None:
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
-    for line in lines_of(parts):
-        table.add_row(*line)
-    console.print(table)

@@ -2,9 +2,11 @@
 
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
 
 # A file or pipe has no width of its own; tables need more than rich's 80 columns.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -20,6 +22,16 @@ def show_line(rank: int, line: str) -> None:
     else:
         sys.stdout.write(f"[rank {rank}] {line}\n")
         sys.stdout.flush()
+
+
+def print_lines(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table; long cells fold."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
 def set_up_logging() -> None:

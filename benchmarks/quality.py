@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from benchmarks.environment import capture_environment
 from benchmarks.options import Options
-from benchmarks.output import console
+from benchmarks.output import console, print_lines
 from benchmarks.results import Results, row_of
 from benchmarks.study_tables import markdown_table, write_between_markers
 from benchmarks.workloads import DATA
@@ -104,12 +103,7 @@ def run(options: Options) -> int:
         )
     compared = [(way, compare(way, seeds, training)) for way in WAYS]
     lines = [line_of(way, found, _minutes(way, seeds, training)) for way, found in compared]
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    print_lines(COLUMNS, lines)
     if options.json:
         results = Results(benchmark="quality", environment=capture_environment(options.command, emulated=False))
         for way, found in compared:

@@ -17,15 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.table import Table
-
 from benchmarks.choices import Choices
 from benchmarks.cluster import Change, Cluster, ClusterSpec
 from benchmarks.clusters import CLUSTERS
 from benchmarks.environment import capture_environment
 from benchmarks.extension import compile_extension, extension_environment, remove_stale_lock
 from benchmarks.options import Options
-from benchmarks.output import console
+from benchmarks.output import console, print_lines
 from benchmarks.partition import KEEP_MEMORY
 from benchmarks.peers.sides import Side, get_side
 from benchmarks.peers.trainer import Job
@@ -108,12 +106,7 @@ def run(options: Options) -> int:
                 publish(results, options.json, document=None if options.quick else DOCUMENT)
                 plot_round(found[-1].reports, found[-1].anew, spec.name, options.json)
     for columns, lines in ((COLUMNS, lines_of(results)), (STOCK_COLUMNS, stock_lines_of(results))):
-        table = Table()
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
+        print_lines(columns, lines)
     return 0
 
 

@@ -114,5 +114,5 @@ def _gathered(
     all_indices, all_values = indices.new_empty(world * most), values.new_empty(world * most, values.shape[1])
     dist.all_gather_into_tensor(all_indices, indices, group=group)
     dist.all_gather_into_tensor(all_values, values, group=group)
-    ends = [slice(rank * most, rank * most + count) for rank, count in enumerate(counts)]
-    return ((all_indices[own], all_values[own]) for own in ends)
+    parts = [slice(rank * most, rank * most + count) for rank, count in enumerate(counts)]
+    return ((all_indices[part], all_values[part]) for part in parts)

@@ -40,7 +40,7 @@ from recparallel.engines.eager_schedule import bind_eager_schedule
 from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import data_parallel_group
 from recparallel.engines.handle import Handle
-from recparallel.engines.lazy_rows import LazyRows, lazy_kinds
+from recparallel.engines.lazy_rows import LazyRows, lazy_kinds, trains_lazy_rows
 from recparallel.engines.megatron import MegatronHandle, is_megatron_ddp
 from recparallel.engines.moving import check_movable
 from recparallel.engines.pipeline import RecommenderPipeline, Sample
@@ -237,7 +237,7 @@ def attach(
                 bind_eager_schedule(engine, bindings, wire=section.wire_format, dynamic=dynamic)
             bind_training_step(engine, bindings)
             bind_evaluation_step(engine, bindings)
-        rows = LazyRows(engine, group) if _trains_lazy_rows(engine, section) else None
+        rows = LazyRows(engine, group) if trains_lazy_rows(engine.module, asked=section.lazy_rows) else None
         if rows is not None:
             rows.bind(bindings)
         handle = Handle(engine, bound, section, bindings, rows=rows)
@@ -296,26 +296,6 @@ def _may_rebalance(engine: Any) -> bool:
             "no costs; build it by recparallel.initialize with the same config"
         )
     return bool(engine.num_stages > 1)
-
-
-def _trains_lazy_rows(engine: Any, section: RecParallelConfig) -> bool:
-    """Whether item tables are ours to train.
-
-    Raises:
-        ConfigError: the config says so, and DeepSpeed's optimizer trains them, or the other way round nobody would.
-    """
-    built = isinstance(engine.module, RecommenderPipeline) and bool(engine.module.lazy_kinds)
-    if built and not section.lazy_rows:
-        raise ConfigError(
-            "recparallel.lazy_rows is false, but this engine was built with it, and its optimizer has no item tables: nobody would "
-            "train them"
-        )
-    if section.lazy_rows and not built:
-        raise ConfigError(
-            "recparallel.lazy_rows is true, but DeepSpeed's optimizer of this engine trains the item tables; build it by "
-            "recparallel.initialize with a Recommender and the same config"
-        )
-    return built
 
 
 def _runs_eagerly(engine: Any, section: RecParallelConfig) -> bool:

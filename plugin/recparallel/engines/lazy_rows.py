@@ -43,11 +43,11 @@ class LazyRows:
     def __init__(self, engine: Any, group: dist.ProcessGroup) -> None:
         self._engine = engine
         ties = {id(weight): group for weight, group in engine.module.get_tied_weights_and_groups()}
-        kept = engine.module.row_optimizers  # of an earlier handle, that was taken off
-        self._tables = [
-            _Table(weight, kept.setdefault(weight, kept.get(weight) or RowAdamW(weight)), group, ties.get(id(weight)))
-            for weight in engine.module.lazy_tables
-        ]
+        kept = engine.module.row_optimizers  # there already where an earlier handle was taken off
+        for weight in engine.module.lazy_tables:
+            if weight not in kept:
+                kept[weight] = RowAdamW(weight)
+        self._tables = [_Table(weight, optimizer, group, ties.get(id(weight))) for weight, optimizer in kept.items()]
 
     def bind(self, bindings: Bindings) -> None:
         """Put on what does not hang on the layers of the stage."""
@@ -158,6 +158,29 @@ def lazy_kinds(recommender: Recommender) -> tuple[LayerKind, ...]:
             "its rows in every step; use sampled_softmax, or untie the head"
         )
     return ("embedding",)
+
+
+def trains_lazy_rows(module: Any, *, asked: bool) -> bool:
+    """Whether the item tables of an engine's module are ours to train.
+
+    Args:
+        asked: by the config.
+
+    Raises:
+        ConfigError: the config says so, and DeepSpeed's optimizer trains them, or the other way round nobody would.
+    """
+    built = bool(getattr(module, "lazy_kinds", ()))
+    if built and not asked:
+        raise ConfigError(
+            "recparallel.lazy_rows is false, but this engine was built with it, and its optimizer has no item tables: nobody would "
+            "train them"
+        )
+    if asked and not built:
+        raise ConfigError(
+            "recparallel.lazy_rows is true, but DeepSpeed's optimizer of this engine trains the item tables; build it by "
+            "recparallel.initialize with a Recommender and the same config"
+        )
+    return built
 
 
 def let_rows_be_lazy(module: torch.nn.Module, kinds: tuple[LayerKind, ...]) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Every codec by every aggregation that takes it, on 1 to 5 ranks: the same bits everywhere, and nothing lost."""
 
+import math
+
 import pytest
 import torch
 
@@ -58,14 +60,17 @@ def exchanged(*, name):
                     continue
                 aggregation = aggregation_for(codec, name, dist.group.WORLD)
                 given = gradient(size, dtype, 31 * size + dist.get_rank())
-                before = given.clone()
-                summed = aggregation.sum(codec, given, seed=size, keep_rest=True)
-                again = aggregation.sum(codec, given, seed=size, keep_rest=False)
+                before, exact = given.clone(), torch.promote_types(dtype, torch.float32)
+                total = torch.full((size,), math.nan, dtype=exact)  # whatever was there is replaced
+                sent = aggregation.sum(codec, given, total, seed=size, keep_rest=False)
                 assert torch.equal(given, before)
-                assert again.rest_N is None
-                assert torch.equal(again.total_N, summed.total_N)
-                assert summed.total_N.dtype == torch.promote_types(dtype, torch.float32)
-                found[str(codec), size, dtype] = given, summed.total_N, summed.rest_N, summed.sent_bytes
+                rest, again = given.to(exact, copy=True), torch.empty_like(total)
+                aggregation.sum(codec, rest, again, seed=size, keep_rest=True)
+                alone = given.to(exact, copy=True)
+                aggregation.sum(codec, alone, alone, seed=size, keep_rest=False)  # in one memory
+                assert torch.equal(again, alone)
+                assert dtype != exact or torch.equal(again, total)
+                found[str(codec), size, dtype] = given, again, rest, sent
     return found
 
 
@@ -111,8 +116,8 @@ def decoded_parts(*, name):
     for codec in (codec for codec in CODECS if takes(codec, name)):
         aggregation: Aggregation = aggregation_for(codec, name, dist.group.WORLD)
         given = gradient(1001, torch.float32, dist.get_rank())
-        total = aggregation.sum(codec, given, seed=9, keep_rest=False).total_N
-        own = torch.zeros(1001)
+        total, own = torch.empty(1001), torch.zeros(1001)
+        aggregation.sum(codec, given, total, seed=9, keep_rest=False)
         seed = aggregation.seed_of(codec, 9, rank=dist.get_rank())
         codec.add_decoded(codec.encode(given, seed=seed), own, seed=seed)
         parts = [torch.empty(1001) for _ in range(dist.get_world_size())]
@@ -184,8 +189,9 @@ def two_nodes(*, node_of):
     for codec in CODECS:
         given = gradient(1001, torch.float32, dist.get_rank())
         aggregation = aggregation_for(codec, "hierarchical", dist.group.WORLD, nodes=nodes)
-        summed = aggregation.sum(codec, given, seed=3, keep_rest=True)
-        found.append((given, summed.total_N, summed.rest_N))
+        total, rest = torch.empty(1001), given.clone()
+        aggregation.sum(codec, rest, total, seed=3, keep_rest=True)
+        found.append((given, total, rest))
     return found
 
 

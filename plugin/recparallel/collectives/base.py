@@ -1,7 +1,6 @@
 """What an aggregation is: the sum of all ranks' gradients, through a codec, the same bits on every rank."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,23 +8,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recparallel.compression.base import Codec
-
-
-@dataclass(frozen=True)
-class Summed:
-    """What came of an exchange.
-
-    Attributes:
-        total_N: the sum (N,), in at least fp32; the same bits on every rank.
-        rest_N: what this rank keeps: over all ranks ``total + sum of rest == sum of what was given``. None unless asked for.
-        sent_bytes: that this rank handed to collectives.
-        dense: nothing was left out on purpose.
-    """
-
-    total_N: Tensor
-    rest_N: Tensor | None
-    sent_bytes: int
-    dense: bool = False
 
 
 class Aggregation(ABC):
@@ -47,12 +29,19 @@ class Aggregation(ABC):
         return ""
 
     @abstractmethod
-    def sum(self, codec: Codec, flat_N: Tensor, *, seed: int, keep_rest: bool) -> Summed:
-        """Sum ``flat_N`` (N,) of all ranks; collective. ``flat_N`` stays as it is.
+    def sum(self, codec: Codec, given_N: Tensor, total_N: Tensor, *, seed: int, keep_rest: bool) -> int:
+        """Sum ``given_N`` (N,) of all ranks into ``total_N`` (N,); collective. Both are the caller's, so that a gradient of
+        gigabytes is not copied on its way.
 
         Args:
+            given_N: with ``keep_rest``, of at least fp32, it becomes what this rank keeps: over all ranks ``total + sum of rest ==
+                sum of what was given``. Without, it is left as it is, or overwritten where it shares memory with ``total_N``.
+            total_N: of at least fp32; whatever is in it is replaced, by the same bits on every rank.
             seed: the same on every rank.
-            keep_rest: whether ``rest_N`` is wanted.
+            keep_rest: whether ``given_N`` becomes the rest.
+
+        Returns:
+            Bytes that this rank handed to collectives.
         """
 
     def seed_of(self, codec: Codec, seed: int, *, rank: int, hop: int = 0) -> int:
@@ -60,6 +49,6 @@ class Aggregation(ABC):
         return seed if codec.same_seed else seed + 0x51ED27 * (rank + 1) + 0x1F123B * hop
 
 
-def zeros_for_sum(size: int, like: Tensor) -> Tensor:
-    """(size,) of at least fp32, on the device of ``like``."""
-    return torch.zeros(size, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+def exact_type(dtype: torch.dtype) -> torch.dtype:
+    """Of sums of ``dtype``: at least fp32."""
+    return torch.promote_types(dtype, torch.float32)

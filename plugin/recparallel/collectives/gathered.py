@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recparallel.collectives.base import Aggregation, Summed, zeros_for_sum
+from recparallel.collectives.base import Aggregation
 from recparallel.compression.base import Codec
 from recparallel.compression.packed import pack_into, unpack
 
@@ -17,19 +17,16 @@ class Gathered(Aggregation):
 
     name = "gathered"
 
-    def sum(self, codec: Codec, flat_N: Tensor, *, seed: int, keep_rest: bool) -> Summed:
-        size, layout = len(flat_N), codec.layout(len(flat_N), flat_N.dtype)
-        num_bytes = codec.payload_bytes(size, flat_N.dtype)
-        wire_B = torch.empty(num_bytes, dtype=torch.uint8, device=flat_N.device)
-        pack_into(codec.encode(flat_N, seed=self.seed_of(codec, seed, rank=self.rank)), wire_B)
+    def sum(self, codec: Codec, given_N: Tensor, total_N: Tensor, *, seed: int, keep_rest: bool) -> int:
+        layout, num_bytes = codec.layout(len(given_N), given_N.dtype), codec.payload_bytes(len(given_N), given_N.dtype)
+        wire_B = torch.empty(num_bytes, dtype=torch.uint8, device=given_N.device)
+        own_seed = self.seed_of(codec, seed, rank=self.rank)
+        pack_into(codec.encode(given_N, seed=own_seed), wire_B)
+        if keep_rest:
+            codec.add_decoded(unpack(wire_B, layout), given_N, seed=own_seed, alpha=-1.0)
         gathered_PB = wire_B.new_empty(self.world, num_bytes)
         dist.all_gather_into_tensor(gathered_PB.view(-1), wire_B, group=self.group)
-        total_N, rest_N = zeros_for_sum(size, flat_N), None
+        total_N.zero_()
         for rank in range(self.world):
-            payload, own_seed = unpack(gathered_PB[rank], layout), self.seed_of(codec, seed, rank=rank)
-            codec.add_decoded(payload, total_N, seed=own_seed)
-            if keep_rest and rank == self.rank:
-                sent_N = zeros_for_sum(size, flat_N)
-                codec.add_decoded(payload, sent_N, seed=own_seed)
-                rest_N = torch.sub(flat_N, sent_N, out=sent_N)
-        return Summed(total_N, rest_N, num_bytes)
+            codec.add_decoded(unpack(gathered_PB[rank], layout), total_N, seed=self.seed_of(codec, seed, rank=rank))
+        return num_bytes

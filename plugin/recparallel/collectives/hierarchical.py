@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from recparallel.collectives.base import Aggregation, Summed, zeros_for_sum
+from recparallel.collectives.base import Aggregation
 from recparallel.compression.base import Codec
 from recparallel.errors import ConfigError
 
@@ -36,22 +36,20 @@ class Hierarchical(Aggregation):
         self._inside, self._between = inside, between
         self._per_node, self._place = dist.get_world_size(inside), dist.get_rank(inside)
 
-    def sum(self, codec: Codec, flat_N: Tensor, *, seed: int, keep_rest: bool) -> Summed:
-        size, per_node = len(flat_N), self._per_node
+    def sum(self, codec: Codec, given_N: Tensor, total_N: Tensor, *, seed: int, keep_rest: bool) -> int:
+        size, per_node = len(given_N), self._per_node
         share = -(-size // per_node)
-        given_N = functional.pad(flat_N.to(zeros_for_sum(0, flat_N).dtype), (0, per_node * share - size))
-        node_S = given_N.new_empty(share)
-        dist.reduce_scatter_tensor(node_S, given_N, group=self._inside)
-        summed = self._between.sum(codec, node_S, seed=seed + self._place, keep_rest=keep_rest)
-        total_N = torch.empty_like(given_N)
-        dist.all_gather_into_tensor(total_N, summed.total_N.contiguous(), group=self._inside)
-        rest_N = None
-        if summed.rest_N is not None:
-            rest_N = torch.zeros_like(given_N)
-            rest_N[self._place * share : (self._place + 1) * share] = summed.rest_N
-            rest_N = rest_N[:size]
-        sent = (len(given_N) + share) * given_N.element_size() + summed.sent_bytes
-        return Summed(total_N[:size], rest_N, sent)
+        padded_N = functional.pad(given_N.to(total_N.dtype), (0, per_node * share - size))
+        node_S = padded_N.new_empty(share)
+        dist.reduce_scatter_tensor(node_S, padded_N, group=self._inside)
+        between_S = torch.empty_like(node_S)
+        sent = self._between.sum(codec, node_S, between_S, seed=seed + self._place, keep_rest=keep_rest)
+        if keep_rest:
+            own_S = given_N.zero_()[self._place * share : (self._place + 1) * share]
+            own_S.copy_(node_S[: len(own_S)])
+        dist.all_gather_into_tensor(padded_N, between_S, group=self._inside)
+        total_N.copy_(padded_N[:size])
+        return sent + (len(padded_N) + share) * padded_N.element_size()
 
 
 class NodeGroups(NamedTuple):

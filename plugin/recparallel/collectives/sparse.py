@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recparallel.collectives.base import Aggregation, Summed, zeros_for_sum
+from recparallel.collectives.base import Aggregation
 from recparallel.compression.base import Codec
 from recparallel.compression.sparse import Sparsifier, position_dtype
 
@@ -30,34 +30,30 @@ class SparseRegions(Aggregation):
     def refuses(cls, codec: Codec) -> str:
         return "" if isinstance(codec, Sparsifier) else "it does not select elements"
 
-    def sum(self, codec: Codec, flat_N: Tensor, *, seed: int, keep_rest: bool) -> Summed:
+    def sum(self, codec: Codec, given_N: Tensor, total_N: Tensor, *, seed: int, keep_rest: bool) -> int:
         assert isinstance(codec, Sparsifier)
-        size, kept = len(flat_N), codec.num_kept(len(flat_N))
-        positions = codec.select(flat_N, seed=self.seed_of(codec, seed, rank=self.rank)).sort().values
+        size, kept = len(given_N), codec.num_kept(len(given_N))
+        positions = codec.select(given_N, seed=self.seed_of(codec, seed, rank=self.rank)).sort().values
         bounds = self._bounds(size, positions)
-        values, places, sent = self._to_owners(flat_N, positions, bounds)
+        values, places, sent = self._to_owners(given_N, positions, bounds, total_N.dtype)
 
         first, last = bounds[self.rank], bounds[self.rank + 1]
-        region = zeros_for_sum(last - first, flat_N)
+        region = total_N.zero_()[first:last]
         for value, place in zip(values, places):
             region.index_add_(0, place - first, value)
         each = -(-kept // self.world)
         best = _largest(region, each)
         pairs = _pairs(region[best], best + first, size)
+        region.zero_()
         padded = torch.cat([pairs, pairs.new_full((each - len(pairs), 2), -1)])
         everyone = padded.new_empty(self.world * each, 2)
         dist.all_gather_into_tensor(everyone, padded, group=self.group)
-        chosen_values, chosen = _unpaired(everyone[everyone[:, 1] >= 0], region.dtype)
-        total_N = zeros_for_sum(size, flat_N)
+        chosen_values, chosen = _unpaired(everyone[everyone[:, 1] >= 0], total_N.dtype)
         total_N[chosen] = chosen_values
 
-        rest_N = None
         if keep_rest:
-            rest_N = flat_N.to(region.dtype, copy=True)
-            through = torch.zeros(size, dtype=torch.bool, device=flat_N.device)
-            through[chosen] = True
-            rest_N[positions[through[positions]]] = 0.0
-        return Summed(total_N, rest_N, sent + padded.numel() * padded.element_size())
+            given_N[positions[total_N[positions] != 0]] = 0.0  # what is chosen is not zero
+        return sent + padded.numel() * padded.element_size()
 
     def _bounds(self, size: int, positions: Tensor) -> list[int]:
         """Of the regions, P + 1 of them."""
@@ -67,14 +63,13 @@ class SparseRegions(Aggregation):
         return [0, *(inner / self.world).long().tolist(), size]
 
     def _to_owners(
-        self, flat_N: Tensor, positions: Tensor, bounds: Sequence[int]
+        self, flat_N: Tensor, positions: Tensor, bounds: Sequence[int], exact: torch.dtype
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], int]:
         """What each rank selected of this rank's region, values and positions, and the bytes that were handed over."""
         counts = torch.searchsorted(positions, positions.new_tensor(bounds)).diff()
         theirs = torch.empty_like(counts)
         dist.all_to_all_single(theirs, counts, group=self.group)
         sending, receiving = counts.tolist(), theirs.tolist()
-        exact = zeros_for_sum(0, flat_N).dtype
         pairs = _pairs(flat_N[positions].to(exact), positions, len(flat_N))
         arrived = pairs.new_empty(sum(receiving), 2)
         dist.all_to_all_single(arrived, pairs, receiving, sending, group=self.group)

@@ -49,8 +49,8 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
-        """Add what ``payload`` stands for to ``total_N`` (N,), in place."""
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
+        """Add ``alpha`` times what ``payload`` stands for to ``total_N`` (N,), in place."""
 
     def warming_up(self, share: float) -> "Codec":
         """The codec after this share of the warm-up, in [0, 1]. Override for one whose ratio can start near 1."""

@@ -54,14 +54,14 @@ class BlockTopK(RatioCodec):
         numbers = torch.topk(norms_B, self._num_blocks_kept(len(flat_N)), sorted=False).indices
         return blocks_BW[numbers].view(-1), numbers.to(torch.int32)
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         values, numbers = payload
         blocks, whole = values.view(-1, self.block).to(total_N.dtype), len(total_N) // self.block
         numbers = numbers.long()
         full = numbers < whole
-        total_N[: whole * self.block].view(whole, self.block).index_add_(0, numbers[full], blocks[full])
+        total_N[: whole * self.block].view(whole, self.block).index_add_(0, numbers[full], blocks[full], alpha=alpha)
         for last in blocks[~full]:
-            total_N[whole * self.block :].add_(last[: len(total_N) - whole * self.block])
+            total_N[whole * self.block :].add_(last[: len(total_N) - whole * self.block], alpha=alpha)
 
     def _num_blocks_kept(self, size: int) -> int:
         return self.num_kept(-(-size // self.block))

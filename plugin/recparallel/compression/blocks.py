@@ -67,8 +67,8 @@ class BlockQuantizer(Codec):
         piece = functional.pad(piece, (0, missing)) if missing else piece
         return piece.float().view(-1, self.block)
 
-    def _add_scaled(self, integers_bW: Tensor, scales_b: Tensor, total_N: Tensor, first: int) -> None:
+    def _add_scaled(self, integers_bW: Tensor, scales_b: Tensor, total_N: Tensor, first: int, alpha: float) -> None:
         """Add a piece of blocks to the sum."""
         values = integers_bW.mul_(scales_b.unsqueeze(1)).view(-1)
         into = total_N[first * self.block : first * self.block + len(values)]
-        into.add_(values[: len(into)])
+        into.add_(values[: len(into)], alpha=alpha)

@@ -43,9 +43,9 @@ class BFloat16Codec(_AsOnTheWire):
     def _format(self) -> WireFormat:
         return Cast(torch.bfloat16)
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         for wire, total in pieces(payload[0], total_N):
-            total.add_(wire.to(total.dtype))
+            total.add_(wire.to(total.dtype), alpha=alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Float16Codec(_AsOnTheWire):
     def _format(self) -> WireFormat:
         return Float16()
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         wire_N, factor = payload[0][:-1], Float16.factor(payload[0])
         for wire, total in pieces(wire_N, total_N):
-            total.add_(wire.to(total.dtype).mul_(factor))
+            total.add_(wire.to(total.dtype).mul_(factor), alpha=alpha)

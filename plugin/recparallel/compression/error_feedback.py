@@ -28,10 +28,14 @@ class ErrorFeedback(Memory):
         self._residuals = ByBucket()
 
     def corrected(self, flat_N: Tensor, names: Key, sizes: list[int]) -> Tensor:
-        return torch.add(self._residuals.of(names, sizes, flat_N), flat_N)
+        residual_N = self._residuals.of(names, sizes, flat_N)
+        return torch.add(residual_N, flat_N, out=self._residuals.unused(names, residual_N))
 
     def keep(self, names: Key, rest_N: Tensor, *, dense: bool = False) -> None:
         self._residuals.wait(names, rest_N)
+
+    def holds(self, names: Key) -> bool:
+        return self._residuals.holds(names)
 
     def settle(self, made: bool | Tensor) -> None:
         self._residuals.settle(made)

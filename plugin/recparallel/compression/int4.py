@@ -38,11 +38,11 @@ class Int4(BlockQuantizer):
             wire_BH[first : first + len(integers_bW)] = low_bH.add_(high_bH, alpha=16)
         return scales_B, wire_BH.view(-1)
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         scales_B, wire = payload
         wire_BH = wire.view(len(scales_B), -1)
         step = self._step(total_N)
         for first in range(0, len(scales_B), step):
             bytes_bH = wire_BH[first : first + step]
             integers_bW = torch.cat([bytes_bH & 15, bytes_bH >> 4], dim=1).float().sub_(self.levels)
-            self._add_scaled(integers_bW, scales_B[first : first + step], total_N, first)
+            self._add_scaled(integers_bW, scales_B[first : first + step], total_N, first, alpha)

@@ -36,8 +36,8 @@ class Int8(BlockQuantizer):
             into.copy_(integers_bW.view(-1)[: len(into)])
         return scales_B, wire_N
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         scales_B, wire_N = payload
         step = self._step(total_N)
         for first in range(0, len(scales_B), step):
-            self._add_scaled(self._blocks(wire_N, first, step), scales_B[first : first + step], total_N, first)
+            self._add_scaled(self._blocks(wire_N, first, step), scales_B[first : first + step], total_N, first, alpha)

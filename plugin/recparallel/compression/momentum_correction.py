@@ -39,14 +39,19 @@ class MomentumCorrection(Memory):
 
     def corrected(self, flat_N: Tensor, names: Key, sizes: list[int]) -> Tensor:
         gradient_N = flat_N if self._clip is None else flat_N * self._scale(flat_N)
-        velocity_N = torch.add(gradient_N, self._velocities.of(names, sizes, flat_N), alpha=self._momentum)
+        before_N, total_N = self._velocities.of(names, sizes, flat_N), self._totals.of(names, sizes, flat_N)
+        into_N = self._velocities.unused(names, before_N)
+        velocity_N = torch.add(gradient_N, before_N, alpha=self._momentum, out=into_N)
         self._velocities.wait(names, velocity_N)
-        return torch.add(self._totals.of(names, sizes, flat_N), velocity_N)
+        return torch.add(total_N, velocity_N, out=self._totals.unused(names, total_N))
 
     def keep(self, names: Key, rest_N: Tensor, *, dense: bool = False) -> None:
         if not dense:
             self._velocities.waiting(names).mul_(rest_N != 0)
         self._totals.wait(names, rest_N)
+
+    def holds(self, names: Key) -> bool:
+        return self._totals.holds(names)
 
     def settle(self, made: bool | Tensor) -> None:
         self._velocities.settle(made)

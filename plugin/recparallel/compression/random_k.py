@@ -41,9 +41,9 @@ class RandomK(RatioCodec):
     def encode(self, flat_N: Tensor, *, seed: int = 0) -> Payload:
         return (flat_N[self._positions(len(flat_N), seed, flat_N.device)],)
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         positions = self._positions(len(total_N), seed, total_N.device)
-        total_N.index_add_(0, positions, payload[0].to(total_N.dtype))
+        total_N.index_add_(0, positions, payload[0].to(total_N.dtype), alpha=alpha)
 
     def _positions(self, size: int, seed: int, device: torch.device) -> Tensor:
         kept = self.num_kept(size)

@@ -43,8 +43,8 @@ class Sign(Codec):
             wire_M[: len(plane)] |= (plane >= 0).to(torch.uint8) << bit
         return scale.view(1), wire_M
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
-        scale, wire_M = payload
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
+        scale, wire_M = payload[0] * alpha, payload[1]
         for bit, plane in enumerate(total_N.split(len(wire_M))):
             signs = ((wire_M[: len(plane)] >> bit) & 1).to(plane.dtype)
             plane.add_(signs.mul_(2 * scale).sub_(scale))

@@ -28,9 +28,9 @@ class Sparsifier(RatioCodec):
         positions = self.select(flat_N, seed=seed)
         return flat_N[positions], positions.to(position_dtype(len(flat_N)))
 
-    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0) -> None:
+    def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:
         values, positions = payload
-        total_N.index_add_(0, positions.long(), values.to(total_N.dtype))
+        total_N.index_add_(0, positions.long(), values.to(total_N.dtype), alpha=alpha)
 
 
 def position_dtype(size: int) -> torch.dtype:

@@ -7,13 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recparallel.collectives.base import Summed
 from recparallel.collectives.bucket import Bucket
 from recparallel.compression.error_feedback import ErrorFeedback
 from recparallel.compression.memory import Memory
 from recparallel.compression.options import check_integer
 from recparallel.data_parallel.hook import BoundHook
-from recparallel.data_parallel.synchronous import CompressedHook, LossyAverage, average_compressed
+from recparallel.data_parallel.synchronous import CompressedHook, LossyAverage, Sent, average_compressed
 
 
 def power_sgd(
@@ -62,33 +61,36 @@ class LowRankAverage(LossyAverage):
         self._factors: dict[str, Tensor] = {}
         self._waiting: dict[str, Tensor] = {}
 
-    def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
+    def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
         if step < self._dense_steps:
-            return self.sum_densely(given_N, bucket.buffer().dtype)
-        given_N = given_N.to(torch.promote_types(given_N.dtype, torch.float32))
-        total_N, rest_N = torch.empty_like(given_N), torch.zeros_like(given_N)
-        parts = [whole.split(bucket.sizes()) for whole in (given_N, total_N, rest_N)]
+            return self.sum_densely(given_N, total_N, bucket.buffer().dtype)
+        given_N = given_N.to(total_N.dtype)
         matrices, vectors = {}, []
-        for name, parameter, given, total, rest in zip(bucket.names, bucket.parameters(), *parts):
+        parts = zip(bucket.names, bucket.parameters(), *(flat.split(bucket.sizes()) for flat in (given_N, total_N)))
+        for name, parameter, given, total in parts:
             shape = (parameter.shape[0], -1) if parameter.dim() > 1 else (-1, 1)
-            matrix, into, left = (part.view(shape) for part in (given, total, rest))
+            matrix, into = given.view(shape), total.view(shape)
             if self._rank * sum(matrix.shape) < matrix.numel():
-                matrices[name] = (matrix, into, left)
+                matrices[name] = (matrix, into)
             else:
                 vectors.append((given, total))
-        factors = {name: self._factor(name, matrix) for name, (matrix, _, _) in matrices.items()}
+        factors = {name: self._factor(name, matrix) for name, (matrix, _) in matrices.items()}
         lefts = [matrices[name][0] @ factor for name, factor in factors.items()]
         sent = self._all_reduced([*lefts, *(given for given, _ in vectors)], into=[total for _, total in vectors])
         factors = {name: torch.linalg.qr(summed).Q for name, summed in zip(matrices, sent)}
         rights = [matrices[name][0].T @ factors[name] for name in matrices]
         sums = self._all_reduced(rights, into=[])
         world = dist.get_world_size(self.process_group)
-        for (name, (matrix, total, rest)), own, summed in zip(matrices.items(), rights, sums):
-            torch.matmul(factors[name], summed.T, out=total)
-            torch.sub(matrix, factors[name] @ own.T, out=rest)
+        for (name, (matrix, into)), own, summed in zip(matrices.items(), rights, sums):
+            if self.memory is not None:
+                matrix.addmm_(factors[name], own.T, alpha=-1)
+            torch.matmul(factors[name], summed.T, out=into)
             self._waiting[name] = summed / world
+        if self.memory is not None:
+            for given, _ in vectors:
+                given.zero_()
         numbers = sum(part.numel() for part in [*lefts, *rights]) + sum(total.numel() for _, total in vectors)
-        return Summed(total_N, rest_N, numbers * given_N.element_size())
+        return Sent(numbers * total_N.element_size())
 
     def settle(self, *, made: bool = True) -> None:
         finite = self._finite if made else False

@@ -3,6 +3,7 @@
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from recparallel.collectives.base import Aggregation, Summed
+from recparallel.collectives.base import Aggregation, exact_type
 from recparallel.collectives.bucket import Bucket
 from recparallel.collectives.choice import BY_CODEC, aggregation_for
 from recparallel.collectives.hierarchical import NodeGroups
 from recparallel.compression import Codec
 from recparallel.compression.error_feedback import ErrorFeedback
 from recparallel.compression.memory import Memory
+from recparallel.compression.pieces import pieces
 from recparallel.data_parallel.hook import BoundHook
 
 
@@ -61,6 +63,19 @@ class CompressedHook(BoundHook):
         self.state.set_by_parameter(state)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """Of an exchange.
+
+    Attributes:
+        num_bytes: that this rank handed to collectives.
+        dense: nothing was left out on purpose.
+    """
+
+    num_bytes: int
+    dense: bool = False
+
+
 class LossyAverage(ABC):
     """State of :func:`average_compressed`: what a step keeps for the next, whatever way buckets are summed.
 
@@ -79,29 +94,38 @@ class LossyAverage(ABC):
         self._seen: Counter[tuple[str, ...]] = Counter()
 
     @abstractmethod
-    def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
+    def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
         """Over the replicas; collective.
 
         Args:
-            given_N: of ``bucket``, with what earlier steps left.
+            given_N: of ``bucket``, with what earlier steps left; where there is a memory, it becomes what it is to keep.
+            total_N: is overwritten with the sum; it may share memory with ``given_N`` where there is no memory.
             step: number of the training step.
         """
 
-    def exchange(self, bucket: Bucket) -> Tensor:
-        """The average (N,) over the replicas; collective."""
+    def sums_exactly(self, bucket: Bucket, *, step: int) -> bool:
+        """Whether the host's own sum is as good: nothing is left out, and nothing is kept from steps before. Override for a state
+        that may find so; collective."""
+        return False
+
+    def exchange(self, bucket: Bucket) -> None:
+        """Replace the bucket by its average over the replicas; collective."""
         if bucket.index() == 0 and self._open:
             self.settle()
         self._open = True
         flat_N, memory = bucket.buffer(), self.memory
-        given_N = flat_N if memory is None else memory.corrected(flat_N, bucket.names, bucket.sizes())
-        given_N = _poisoned(given_N)
-        summed = self.sum(given_N, bucket, step=self._step)
-        self._finite = _both(self._finite, _is_finite(summed.total_N))
-        if memory is not None:
-            assert summed.rest_N is not None
-            memory.keep(bucket.names, summed.rest_N, dense=summed.dense)
-        self.sent_bytes = summed.sent_bytes
-        return summed.total_N.div_(dist.get_world_size(self.process_group))
+        if self.sums_exactly(bucket, step=self._step):
+            total_N, sent = flat_N, Sent(flat_N.numel() * flat_N.element_size())
+            dist.all_reduce(flat_N, group=self.process_group)
+        else:
+            given_N = flat_N if memory is None else memory.corrected(flat_N, bucket.names, bucket.sizes())
+            given_N, exact = _poisoned(given_N), exact_type(flat_N.dtype)
+            total_N = flat_N if flat_N.dtype == exact else torch.empty_like(flat_N, dtype=exact)
+            sent = self.sum(given_N, total_N, bucket, step=self._step)
+            if memory is not None:
+                memory.keep(bucket.names, given_N, dense=sent.dense)
+        self._finite = _both(self._finite, _average_into(flat_N, total_N, dist.get_world_size(self.process_group)))
+        self.sent_bytes = sent.num_bytes
 
     def seed(self, bucket: Bucket, *, step: int) -> int:
         """Of what a codec draws for a bucket: the same on every rank, in whatever order buckets come, and another one for each
@@ -139,13 +163,14 @@ class LossyAverage(ABC):
         if self.memory is not None:
             self.memory.load_state_dict(state)
 
-    def sum_densely(self, given_N: Tensor, dtype: torch.dtype) -> Summed:
+    def sum_densely(self, given_N: Tensor, total_N: Tensor, dtype: torch.dtype) -> Sent:
         """In ``dtype``, that of the bucket, as the host would; what rounding to it leaves is kept."""
-        sent_N = given_N.to(dtype, copy=True)
-        rest_N = None if self.memory is None else given_N - sent_N
+        sent_N = total_N.copy_(given_N) if total_N.dtype == dtype else given_N.to(dtype, copy=True)
+        if self.memory is not None:
+            given_N.sub_(sent_N)
         dist.all_reduce(sent_N, group=self.process_group)
-        num_bytes = sent_N.numel() * sent_N.element_size()
-        return Summed(sent_N.to(torch.promote_types(dtype, torch.float32)), rest_N, num_bytes, dense=True)
+        total_N.copy_(sent_N)
+        return Sent(sent_N.numel() * sent_N.element_size(), dense=True)
 
 
 class CompressedAverage(LossyAverage):
@@ -174,9 +199,9 @@ class CompressedAverage(LossyAverage):
         self._aggregation_name, self._nodes, self._warm_up_steps = aggregation, nodes, warm_up_steps
         self._aggregation: Aggregation | None = None
 
-    def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
+    def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
         if len(given_N) < self.codec.least:
-            return self.sum_densely(given_N, bucket.buffer().dtype)
+            return self.sum_densely(given_N, total_N, bucket.buffer().dtype)
         if self._aggregation is None:
             self._aggregation = aggregation_for(
                 self.codec, self._aggregation_name, self.process_group, nodes=self._nodes
@@ -184,8 +209,8 @@ class CompressedAverage(LossyAverage):
         codec = self.codec
         if step < self._warm_up_steps:
             codec = codec.warming_up((step + 1) / (self._warm_up_steps + 1))
-        seed = self.seed(bucket, step=step)
-        return self._aggregation.sum(codec, given_N, seed=seed, keep_rest=self.memory is not None)
+        seed, keep_rest = self.seed(bucket, step=step), self.memory is not None
+        return Sent(self._aggregation.sum(codec, given_N, total_N, seed=seed, keep_rest=keep_rest))
 
 
 def average_compressed(state: LossyAverage, bucket: Bucket) -> Future[Tensor]:
@@ -193,9 +218,8 @@ def average_compressed(state: LossyAverage, bucket: Bucket) -> Future[Tensor]:
 
     Sums are made in fp32 and returned in the bucket's dtype; every rank gets the same bits.
     """
-    flat = bucket.buffer()
-    flat.copy_(state.exchange(bucket))
-    return _done(flat)
+    state.exchange(bucket)
+    return _done(bucket.buffer())
 
 
 def _poisoned(given_N: Tensor) -> Tensor:
@@ -204,6 +228,15 @@ def _poisoned(given_N: Tensor) -> Tensor:
         return given_N if _is_finite(given_N) else torch.full_like(given_N, float("nan"))
     least, most = torch.aminmax(given_N)
     return given_N + 0 * least + 0 * most  # without waiting for the device
+
+
+def _average_into(flat_N: Tensor, total_N: Tensor, count: int) -> bool | Tensor:
+    """Write ``total_N / count`` to ``flat_N``, which may be the same; whether the total is finite."""
+    finite: bool | Tensor = True
+    for total, flat in pieces(total_N, flat_N):
+        finite = _both(finite, _is_finite(total))
+        torch.div(total, count, out=flat)
+    return finite
 
 
 def _is_finite(total_N: Tensor) -> bool | Tensor:

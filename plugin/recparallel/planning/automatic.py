@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recparallel import events, registry
-from recparallel.collectives.base import Aggregation, Summed
+from recparallel.collectives.base import Aggregation
 from recparallel.collectives.bucket import Bucket
 from recparallel.collectives.choice import BY_CODEC, aggregation_for
 from recparallel.compression import Codec
@@ -18,7 +18,7 @@ from recparallel.compression.error_feedback import ErrorFeedback
 from recparallel.compression.memory import Memory
 from recparallel.compression.options import check_integer
 from recparallel.data_parallel.hook import BoundHook
-from recparallel.data_parallel.synchronous import CompressedHook, LossyAverage, average_compressed
+from recparallel.data_parallel.synchronous import CompressedHook, LossyAverage, Sent, average_compressed
 from recparallel.errors import ConfigError
 from recparallel.planning.communication import Choice, ExchangeTime, Reading, choose, fit, has_drifted
 
@@ -106,23 +106,27 @@ class AutomaticAverage(LossyAverage):
         self._choices: dict[int, Choice] = {}
         self._looked_at = 0
 
-    def sum(self, given_N: Tensor, bucket: Bucket, *, step: int) -> Summed:
-        dtype = bucket.buffer().dtype
+    def sums_exactly(self, bucket: Bucket, *, step: int) -> bool:
+        flat_N = bucket.buffer()
         if bucket.index() == 0 and self._choices and step - self._looked_at >= self._every:
-            self._look(step, given_N.device, dtype)
+            self._look(step, flat_N.device, flat_N.dtype)
         if not self._times:
-            self._measure(given_N.device, dtype)
-        choice = self._choices.get(len(given_N)) or self._decide(len(given_N))
+            self._measure(flat_N.device, flat_N.dtype)
+        choice = self._choices.get(len(flat_N)) or self._decide(len(flat_N))
         self.way = choice.way
-        return self._exchange(choice.way, given_N, dtype, self.seed(bucket, step=step))
+        return self.way == DENSE and (self.memory is None or not self.memory.holds(bucket.names))
 
-    def _exchange(self, way: str, given_N: Tensor, dtype: torch.dtype, seed: int) -> Summed:
+    def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
+        return self._exchange(self.way, given_N, total_N, bucket.buffer().dtype, self.seed(bucket, step=step))
+
+    def _exchange(self, way: str, given_N: Tensor, total_N: Tensor, dtype: torch.dtype, seed: int) -> Sent:
         if way == DENSE or len(given_N) < self._codecs[way].least:
-            return self.sum_densely(given_N, dtype)
+            return self.sum_densely(given_N, total_N, dtype)
         codec = self._codecs[way]
         if way not in self._aggregations:
             self._aggregations[way] = aggregation_for(codec, BY_CODEC, self.process_group)
-        return self._aggregations[way].sum(codec, given_N, seed=seed, keep_rest=self.memory is not None)
+        keep_rest = self.memory is not None
+        return Sent(self._aggregations[way].sum(codec, given_N, total_N, seed=seed, keep_rest=keep_rest))
 
     def _measure(self, device: torch.device, dtype: torch.dtype) -> None:
         """Time every way; collective."""
@@ -135,11 +139,14 @@ class AutomaticAverage(LossyAverage):
     def _slowest(self, way: str, size: int, device: torch.device, dtype: torch.dtype) -> float:
         """Seconds of an exchange on the rank that takes the longest, in the best of some tries; collective."""
         gradient = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(device)
+        total = torch.empty_like(gradient)
         tries = []
         for _ in range(_TRIES):
+            given = gradient.clone()
             dist.barrier(group=self.process_group)
             start = time.perf_counter()
-            float(self._exchange(way, gradient, dtype, 0).total_N[0])  # waits for a device that computes by itself
+            self._exchange(way, given, total, dtype, 0)
+            float(total[0])  # waits for a device that computes by itself
             tries.append(time.perf_counter() - start)
         slowest = torch.tensor(min(tries), dtype=torch.float64, device=device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=self.process_group)

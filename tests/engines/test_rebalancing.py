@@ -59,27 +59,41 @@ def layers_of(bounds, stage):
     return bounds[stage + 1] - bounds[stage]
 
 
-def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools):
+def check_followed(everyone, slow):
+    """Rank ``slow`` handed layers on when it became slow, and got some back."""
     from recparallel.events import Move, MoveOutcome
 
-    run = replace(RUN, steps=60)
-    phases = {12: 25.0, 32: 5.0}
-    everyone = pools[2].run(train_on_drifting_ranks, run=run, slow=1, phases=phases, writing=range(12, 20))
-    for losses, seen, cut in everyone:
-        assert losses == pytest.approx(reference(run), rel=1e-5)
+    for _, seen, cut in everyone:
         moves = [event for event in seen if isinstance(event, Move)]
         away = [move for move in moves if 12 < move.step <= 32]
         back = [move for move in moves if move.step > 32]
         # One each, on a machine that is quiet; what noise may do is tested with the policy.
         assert 1 <= len(away) <= 3, moves
         assert 1 <= len(back) <= 3, moves
-        slow = (cut.device_order or (0, 1)).index(1)  # the stage on rank 1: a noisy profile may turn the pipeline round
-        assert layers_of(away[-1].after, slow) < layers_of(away[0].before, slow)
-        assert layers_of(back[-1].after, slow) > layers_of(back[0].before, slow)
-        assert "rank 1" in away[0].reason
+        stage = (cut.device_order or (0, 1)).index(slow)  # a noisy profile may turn the pipeline round
+        assert layers_of(away[-1].after, stage) < layers_of(away[0].before, stage)
+        assert layers_of(back[-1].after, stage) > layers_of(back[0].before, stage)
+        assert f"rank {slow}" in away[0].reason
         assert away[0].step > 20  # not while the checkpoint is written
         assert not away[0].error
         assert away[0].seconds > 0
         assert True in [event.paid for event in seen if isinstance(event, MoveOutcome)]
-    assert everyone[0][2] == everyone[1][2]
     assert sum(move.num_bytes for _, seen, _ in everyone for move in seen if isinstance(move, Move)) > 0
+
+
+def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools):
+    """Losses are right in every training. Speeds are measured: where other work slows one of the ranks meanwhile, a second and a
+    third training may show that moves follow."""
+    run, phases, tries_left = replace(RUN, steps=60), {12: 25.0, 32: 5.0}, 3
+    while tries_left:
+        tries_left -= 1
+        everyone = pools[2].run(train_on_drifting_ranks, run=run, slow=1, phases=phases, writing=range(12, 20))
+        for losses, _, cut in everyone:
+            assert losses == pytest.approx(reference(run), rel=1e-5)
+            assert cut == everyone[0][2]
+        try:
+            check_followed(everyone, slow=1)
+            break
+        except AssertionError:
+            if not tries_left:
+                raise

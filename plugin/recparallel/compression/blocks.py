@@ -44,17 +44,17 @@ class BlockQuantizer(Codec):
         return -(-size // self.block)
 
     def _quantized(self, flat_N: Tensor, scales_B: Tensor, *, seed: int) -> Iterator[tuple[int, Tensor]]:
-        """Pieces ``(first block, integers (b, W) as floats)``; fills ``scales_B``."""
+        """Pieces ``(first block, q + levels (b, W) in uint8)``; fills ``scales_B``. Above zero, to cut a fraction off is to round
+        down."""
         step = self._step(flat_N)
         for number, first in enumerate(range(0, len(scales_B), step)):
             blocks_bW = self._blocks(flat_N, first, step)
             scale_b = blocks_bW.abs().amax(dim=1).mul_(1 / self.levels)
             scales_B[first : first + step] = scale_b
             inverse_b = scale_b.clamp_(min=torch.finfo(torch.float32).tiny).reciprocal_().clamp_(max=1e38)
-            integers_bW = torch.mul(blocks_bW, inverse_b.unsqueeze(1))
-            noise = dither(integers_bW.numel(), seed=seed + 7919 * number, device=flat_N.device)
-            integers_bW.add_(noise.view_as(integers_bW)).floor_().clamp_(-self.levels, self.levels)
-            yield first, integers_bW
+            place = {"seed": seed + 7919 * number, "offset": self.levels, "device": flat_N.device}
+            noise_bW = dither(blocks_bW.numel(), **place).view_as(blocks_bW)
+            yield first, torch.addcmul(noise_bW, blocks_bW, inverse_b.unsqueeze(1)).to(torch.uint8)
 
     def _step(self, flat_N: Tensor) -> int:
         """Blocks of a piece; other devices than a CPU take all at once."""
@@ -69,6 +69,8 @@ class BlockQuantizer(Codec):
 
     def _add_scaled(self, integers_bW: Tensor, scales_b: Tensor, total_N: Tensor, first: int, alpha: float) -> None:
         """Add a piece of blocks to the sum."""
-        values = integers_bW.mul_(scales_b.unsqueeze(1)).view(-1)
-        into = total_N[first * self.block : first * self.block + len(values)]
-        into.add_(values[: len(into)], alpha=alpha)
+        into = total_N[first * self.block : first * self.block + integers_bW.numel()]
+        if len(into) == integers_bW.numel() and into.dtype == integers_bW.dtype:
+            into.view_as(integers_bW).addcmul_(integers_bW, scales_b.unsqueeze(1), value=alpha)
+        else:
+            into.add_(integers_bW.mul_(scales_b.unsqueeze(1)).view(-1)[: len(into)], alpha=alpha)

@@ -34,8 +34,8 @@ class Int4(BlockQuantizer):
         scales_B = torch.empty(blocks, dtype=torch.float32, device=flat_N.device)
         wire_BH = torch.empty(blocks, half, dtype=torch.uint8, device=flat_N.device)
         for first, integers_bW in self._quantized(flat_N, scales_B, seed=seed):
-            low_bH, high_bH = integers_bW.add_(self.levels).split(half, dim=1)
-            wire_BH[first : first + len(integers_bW)] = low_bH.add_(high_bH, alpha=16)
+            low_bH, high_bH = integers_bW.split(half, dim=1)
+            torch.bitwise_or(low_bH, high_bH << 4, out=wire_BH[first : first + len(integers_bW)])
         return scales_B, wire_BH.view(-1)
 
     def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:

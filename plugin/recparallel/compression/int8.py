@@ -33,7 +33,7 @@ class Int8(BlockQuantizer):
         wire_N = torch.empty(size, dtype=torch.int8, device=flat_N.device)
         for first, integers_bW in self._quantized(flat_N, scales_B, seed=seed):
             into = wire_N[first * self.block : first * self.block + integers_bW.numel()]
-            into.copy_(integers_bW.view(-1)[: len(into)])
+            into.copy_(integers_bW.sub_(self.levels).view(torch.int8).view(-1)[: len(into)])
         return scales_B, wire_N
 
     def add_decoded(self, payload: Payload, total_N: Tensor, *, seed: int = 0, alpha: float = 1.0) -> None:

@@ -1,5 +1,6 @@
 """Shared fixtures: worker pools by world size."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -28,6 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "pools" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("pools"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

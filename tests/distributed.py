@@ -132,6 +132,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, dump: str, p
 
     torch.set_num_threads(1)
     worlds = Path(tempfile.gettempdir(), f"world-{port}")
+    known_modules = 0
     for number in itertools.count():
         _join_world(f"{worlds}-{number}", rank, world_size)
         try:
@@ -146,8 +147,9 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, dump: str, p
         except BaseException:
             pipe.send(("error", traceback.format_exc(), time.time()))
         _leave_world()
-        if number == 0:
-            gc.freeze()  # the stack is imported: looking through it after every case would take a second
+        if len(sys.modules) > known_modules:
+            known_modules = len(sys.modules)
+            gc.freeze()  # of what was imported nothing goes: looking through it after every case would take a second
         Path(f"{worlds}-{number}").unlink(missing_ok=True)
 
 

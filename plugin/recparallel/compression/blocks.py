@@ -52,8 +52,8 @@ class BlockQuantizer(Codec):
             scale_b = blocks_bW.abs().amax(dim=1).mul_(1 / self.levels)
             scales_B[first : first + step] = scale_b
             inverse_b = scale_b.clamp_(min=torch.finfo(torch.float32).tiny).reciprocal_().clamp_(max=1e38)
-            place = {"seed": seed + 7919 * number, "offset": self.levels, "device": flat_N.device}
-            noise_bW = dither(blocks_bW.numel(), **place).view_as(blocks_bW)
+            draw = seed + 7919 * number
+            noise_bW = dither(blocks_bW.numel(), seed=draw, offset=self.levels, device=flat_N.device).view_as(blocks_bW)
             yield first, torch.addcmul(noise_bW, blocks_bW, inverse_b.unsqueeze(1)).to(torch.uint8)
 
     def _step(self, flat_N: Tensor) -> int:

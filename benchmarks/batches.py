@@ -11,6 +11,9 @@ from torch import Tensor
 
 from benchmarks.workloads import Workload
 
+_GROUP, _LEAVES, _SKEW = 100, 0.1, 4
+"""Items of a group, how often a history leaves one, and the power of a uniform number that popularity follows."""
+
 Sample = tuple[Tensor, Tensor]
 """Inputs and labels, both (B, L) int64; a label of -100 is no target, an input of 0 is padding."""
 
@@ -21,7 +24,10 @@ def global_batch(workload: Workload, step: int) -> Sample:
     if workload.data_file() is not None:
         return _real(workload, generator)
     shape = (workload.global_batch, workload.length + 1)
-    items = torch.randint(1, workload.num_items + 1, shape, generator=generator)
+    if workload.grouped:
+        items = _grouped(workload.num_items, shape, generator)
+    else:
+        items = torch.randint(1, workload.num_items + 1, shape, generator=generator)
     return items[:, :-1].contiguous(), items[:, 1:].contiguous()
 
 
@@ -54,6 +60,20 @@ def micro_batches(
 def num_targets(workload: Workload, step: int) -> int:
     """Positions with a target in the whole global batch."""
     return int((global_batch(workload, step)[1] != -100).sum())
+
+
+def _grouped(num_items: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Items (G, L): a history stays in a group of neighbours and leaves it once in ten steps; of groups, and of the items of one,
+    few are popular."""
+    rows, length = shape
+    groups = max(1, num_items // _GROUP)
+    leaves_GL = torch.rand(shape, generator=generator) < _LEAVES
+    leaves_GL[:, 0] = True
+    visit_GL = leaves_GL.cumsum(1) - 1
+    visited_GL = (groups * torch.rand(rows, length, generator=generator) ** _SKEW).long()
+    group_GL = visited_GL.gather(1, visit_GL)
+    within_GL = (_GROUP * torch.rand(shape, generator=generator) ** _SKEW).long()
+    return (group_GL * _GROUP + within_GL).clamp_(max=num_items - 1) + 1
 
 
 def _real(workload: Workload, generator: torch.Generator) -> Sample:

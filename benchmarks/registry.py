@@ -35,6 +35,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(
+            "learning", "benchmarks.learning", "the loss after as many samples and after as long, with codecs and dense"
+        ),
+        Benchmark(
             "endurance", "benchmarks.endurance", "2,000 steps with gradients that are none, and a link that drops"
         ),
         Benchmark("codecs", "benchmarks.codecs", "what every codec reads and writes a second, beside a plain copy"),

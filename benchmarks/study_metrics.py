@@ -12,6 +12,7 @@ RATE = "sequences_per_second"
 CPU = "cpu_seconds_per_step"
 """The metric that decides where rates differ by less than 5 %."""
 
+SECONDS = "seconds_per_step"
 PEAK = "peak_memory"
 LOSS = "loss"
 
@@ -45,7 +46,7 @@ def units_of(spec: ClusterSpec, extras: Mapping[str, str] | None = None) -> dict
     """
     units = {
         RATE: "sequences/s",
-        "seconds_per_step": "s",
+        SECONDS: "s",
         CPU: "s",
         PEAK: "bytes",
         LOSS: "",
@@ -72,7 +73,7 @@ def metrics_of(
     seconds = max(window["seconds"] or 0.0 for window in used)
     metrics = {
         RATE: global_batch / seconds,
-        "seconds_per_step": seconds,
+        SECONDS: seconds,
         CPU: sum(window["cpu_seconds"] or 0.0 for window in used),
         PEAK: float(max(reading["peak_memory_bytes"] for reading in readings)),
     }

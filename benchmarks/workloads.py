@@ -4,7 +4,7 @@ Every side of a benchmark trains the same layers with the same loss on the same 
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Workload:
         length: positions of a sequence.
         global_batch: sequences of a step, over all ranks.
         file: file of real histories under the data folder, or ``None`` for seeded synthetic ones of full length.
+        grouped: synthetic histories stay among neighbouring items, some of them popular, so that there is something to learn;
+            otherwise every item is as likely.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Workload:
     loss_options: dict[str, Any] = field(default_factory=dict)
     global_batch: int = 64
     file: str | None = None
+    grouped: bool = False
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -116,6 +119,13 @@ WORKLOADS: dict[str, Workload] = {
     )
 }
 """``head``: a heavy untied head. ``catalogue``: a heavy table. ``deep``: many blocks. ``ragged``: real histories."""
+
+LEARNABLE = {name: f"{name} grouped" for name in ("head", "catalogue")}
+"""Names of the same workloads on histories that can be learned."""
+
+WORKLOADS |= {
+    learnable: replace(WORKLOADS[name], name=learnable, grouped=True) for name, learnable in LEARNABLE.items()
+}
 
 
 def get_workload(name: str) -> Workload:

@@ -47,6 +47,9 @@ bench: install
 	$(BIN)/python -m benchmarks transfers --json docs/results/transfers.json
 	$(BIN)/python -m benchmarks codecs --json docs/results/codecs.json
 	$(BIN)/python -m benchmarks compression --json docs/results/compression.json
+	$(BIN)/python -m benchmarks learning --json docs/results/learning.json
+	$(BIN)/python -m benchmarks quality --json docs/results/quality.json
+	$(BIN)/python -m benchmarks endurance --json docs/results/endurance.json
 
 check: install
 	$(BIN)/ruff check .

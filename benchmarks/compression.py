@@ -33,6 +33,7 @@ _OF_CATALOGUE = (
     "ddp sparse sgd",
     "ds dp sparse sgd",
     "recparallel dp4 lazy",
+    "recparallel dp4 lazy auto",
     "recparallel pp2 dp2 lazy",
 )
 """Dense AdamW, sparse gradients with SparseAdam and with plain SGD, and rows by a lazy AdamW."""

@@ -110,7 +110,7 @@ def _hybrid(
         options,
         stages=stages,
         tensor=tensor,
-        measures=stages != 1,
+        measures=stages != 1 or more.get("compression") == {"codec": "auto"},
         kernels="engine",
         precisions=precisions,
     )
@@ -130,6 +130,7 @@ _OURS = {
         _hybrid("recparallel spread2 dp2", stages=2, spread_head=True),
         _hybrid("recparallel pp2 dp2", stages=2),
         _hybrid("recparallel dp4 lazy", stages=1, lazy_rows=True),
+        _hybrid("recparallel dp4 lazy auto", stages=1, lazy_rows=True, compression={"codec": "auto"}),
         _hybrid("recparallel pp2 dp2 lazy", stages=2, lazy_rows=True),
         Side("ds dp sparse sgd", "deepspeed_replicated", REPLICATED, "main", _SPARSE_SGD, workloads=("catalogue",)),
         Side("ddp sparse sgd", "torch_ddp", REPLICATED, "main", _SPARSE_SGD, workloads=("catalogue",)),

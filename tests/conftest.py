@@ -23,14 +23,6 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run side by side, but those on worker pools one after the other: pools are many processes, and their tests use all
-    cores."""
-    for item in items:
-        if "pools" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("pools"))
-
-
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look through it again and again."""
     gc.freeze()

@@ -28,6 +28,12 @@ class Setting:
     def __str__(self) -> str:
         return f"micro-batch {self.micro_batch}, {self.precision}"
 
+    @classmethod
+    def from_words(cls, words: str) -> "Setting":
+        """The reverse of ``str``."""
+        number, precision = words.removeprefix("micro-batch ").split(", ")
+        return cls(int(number), precision)
+
 
 @dataclass(frozen=True)
 class Job:

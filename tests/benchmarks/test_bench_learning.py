@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks.batches import global_batch
-from benchmarks.learning import Speeds, after, run, table_of
-from benchmarks.learning_plot import plot_curves
+from benchmarks.learning import Speeds, after_as_long, run, table_of
+from benchmarks.learning_plot import Panel, plot_curves
 from benchmarks.options import Options
+from benchmarks.peers.trainer import Setting
 from benchmarks.workloads import LEARNABLE, get_workload
 from recparallel.errors import ConfigError
 
@@ -26,7 +27,17 @@ def test_a_side_that_is_twice_as_fast_makes_twice_the_steps() -> None:
         ("ddp", "8.250", "8.750 (5 steps)", ""),
         ("ddp fast", "8.625", "8.625 (10 steps)", ""),
     ]
-    assert after(DENSE, 0.4, 1.0) == "no step yet"
+    assert after_as_long(DENSE, [1.0, 2.0], 0.4) == "no step yet"
+
+
+def test_dense_steps_at_the_start_take_as_long_as_dense_ones() -> None:
+    assert Speeds("flat", {"ddp": 2.0, "ddp powersgd": 0.5}).times("ddp powersgd", 4) == [2.0, 4.0, 4.5, 5.0]
+    assert Speeds("flat", {"ddp powersgd": 0.5}).times("ddp powersgd", 4) == []
+
+
+def test_a_setting_is_read_from_its_words() -> None:
+    setting = Setting(16, "bf16")
+    assert Setting.from_words(str(setting)) == setting
 
 
 def test_histories_can_be_learned_and_are_the_same_everywhere() -> None:
@@ -49,5 +60,9 @@ def test_only_workloads_with_such_histories_are_taken() -> None:
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
-    plot_curves({"ddp": DENSE}, [Speeds("flat", {"ddp": 2.0}), Speeds("fast", {})], tmp_path / "curves.png")
+    plot_curves(
+        {"ddp": DENSE},
+        [Panel("flat", {"ddp": range(10)}, 9.0), Panel("fast", {"ddp": []}, 0.0)],
+        tmp_path / "curves.png",
+    )
     assert (tmp_path / "curves.png").stat().st_size > 5_000

@@ -183,6 +183,22 @@ def test_what_waits_for_its_bucket_is_in_the_state_too():
         assert torch.equal(after[name], before[name])
 
 
+def test_buckets_that_are_cut_anew_between_two_micro_batches_of_a_step():
+    """What waits is what the next micro-batch starts from, also for a parameter that comes in another bucket, or in none."""
+    feedback, ones = ErrorFeedback(), {"a": torch.ones(3), "b": torch.ones(5)}
+    for made, left in ((True, 5.0), (False, 5.0)):
+        first = feedback.corrected(torch.cat([ones["a"], ones["b"]]), ("a", "b"), [3, 5])
+        feedback.keep(("a", "b"), torch.full((8,), 4.0))
+        second = feedback.corrected(ones["a"], ("a",), [3])
+        assert second.tolist() == [5.0] * 3
+        feedback.keep(("a",), torch.full((3,), left))
+        feedback.settle(made)
+        state = feedback.state_dict()
+        assert state["a"].tolist() == [5.0] * 3
+        assert state["b"].tolist() == [4.0] * 5
+    assert first.tolist() == [6.0] * 3 + [5.0] * 5
+
+
 def test_a_loaded_state_is_a_copy():
     stored = {"w": torch.tensor([1.0, 2.0])}
     feedback, codec = ErrorFeedback(), TopK(ratio=0.5)

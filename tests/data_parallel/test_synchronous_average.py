@@ -107,6 +107,49 @@ def test_a_step_that_was_skipped_elsewhere_leaves_the_state_untouched(pools, mem
         assert equal(skipped[rank][1], short[rank][1])
 
 
+def first_averages(*, codec):
+    """With a memory and without, in two types: the first step keeps nothing from before."""
+    import torch.distributed as dist
+
+    found = []
+    for feedback in (True, False):
+        for dtype in (torch.float32, torch.bfloat16):
+            gradients = {name: part.to(dtype) for name, part in draw(0, dist.get_rank()).items()}
+            found.append(exchange(hook_of({"codec": codec, "error_feedback": feedback}), gradients))
+    return found
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_without_a_memory_the_first_average_is_the_same(pools, codec):
+    for kept, kept_bf16, forgotten, forgotten_bf16 in pools[3].run(first_averages, codec=codec):
+        assert equal(kept, forgotten)
+        for name in SIZES:
+            assert (kept_bf16[name] - forgotten_bf16[name]).norm() <= 0.02 * kept[name].norm() + 1e-6
+
+
+def stored_in_between(*, codec):
+    """A state that was taken, before and after further steps."""
+    import torch.distributed as dist
+
+    hook = hook_of({"codec": codec})
+    for step in range(2):
+        exchange(hook, draw(step, dist.get_rank()))
+        hook.step_done(made=True)
+    stored = hook.state_dict()
+    before = {name: part.clone() for name, part in stored["residuals"].items()}
+    for step in range(2, 5):
+        exchange(hook, draw(step, dist.get_rank()))
+        hook.step_done(made=True)
+    return before, stored["residuals"]
+
+
+@pytest.mark.parametrize("codec", ["top_k", "power_sgd"])
+def test_a_state_that_was_taken_stays_as_it_was(pools, codec):
+    for before, after in pools[2].run(stored_in_between, codec=codec):
+        assert any(part.any() for part in before.values())
+        assert equal(before, after)
+
+
 def resumed(*, compression, at, steps):
     import torch.distributed as dist
 

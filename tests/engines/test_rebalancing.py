@@ -74,9 +74,6 @@ def check_followed(everyone, slow):
         assert layers_of(away[-1].after, stage) < layers_of(away[0].before, stage)
         assert layers_of(back[-1].after, stage) > layers_of(back[0].before, stage)
         assert f"rank {slow}" in away[0].reason
-        assert away[0].step > 20  # not while the checkpoint is written
-        assert not away[0].error
-        assert away[0].seconds > 0
         assert True in [event.paid for event in seen if isinstance(event, MoveOutcome)]
     assert sum(move.num_bytes for _, seen, _ in everyone for move in seen if isinstance(move, Move)) > 0
 
@@ -84,13 +81,19 @@ def check_followed(everyone, slow):
 def test_a_slow_rank_hands_layers_on_and_gets_them_back(pools):
     """Losses are right in every training. Speeds are measured: where other work slows one of the ranks meanwhile, a second and a
     third training may show that moves follow."""
+    from recparallel.events import Move
+
     run, phases, tries_left = replace(RUN, steps=60), {12: 25.0, 32: 5.0}, 3
     while tries_left:
         tries_left -= 1
         everyone = pools[2].run(train_on_drifting_ranks, run=run, slow=1, phases=phases, writing=range(12, 20))
-        for losses, _, cut in everyone:
+        for losses, seen, cut in everyone:
             assert losses == pytest.approx(reference(run), rel=1e-5)
             assert cut == everyone[0][2]
+            for move in (event for event in seen if isinstance(event, Move)):
+                assert not 12 < move.step <= 20  # while the checkpoint is written
+                assert not move.error
+                assert move.seconds > 0
         try:
             check_followed(everyone, slow=1)
             break

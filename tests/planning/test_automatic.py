@@ -21,14 +21,14 @@ def exchanged(*, steps, slow_from=None, **options):
     config = parse_config({"recparallel": {"compression": {"codec": "auto", "every": 5, **options}}}).compression
     hook = configured_hook(config, dist.group.WORLD)
     state, found = hook.state, []
-    dense = state.sum_densely
+    dense = state.sum_as_host
 
-    def slowed(given, total, dtype):
+    def slowed(flat):
         if slow_from is not None and len(found) >= slow_from:
-            time.sleep(2e-7 * len(given))
-        return dense(given, total, dtype)
+            time.sleep(2e-7 * len(flat))
+        dense(flat)
 
-    state.sum_densely = slowed
+    state.sum_as_host = slowed
     parameter = torch.zeros(100_000)
     for step in range(steps):
         gradient = torch.randn(100_000, generator=torch.Generator().manual_seed(10 * step + dist.get_rank()))
@@ -58,6 +58,32 @@ def test_where_nothing_saves_enough_everything_is_sent(pools):
     assert set(ways) == {"auto: none"}
     assert all(torch.allclose(average, plain, rtol=1e-6, atol=1e-7) for average, plain in averages)
     assert not kept  # sums are the host's own
+
+
+def dense_with_a_residual():
+    """A state from a training that sent less: rank 1 alone kept something."""
+    import torch.distributed as dist
+
+    from recparallel.collectives.bucket import Bucket
+    from recparallel.data_parallel.configured import configured_hook
+
+    compression = {"codec": "auto", "min_gain": 0.99}
+    hook = configured_hook(parse_config({"recparallel": {"compression": compression}}).compression, dist.group.WORLD)
+    if dist.get_rank() == 1:
+        hook.set_by_parameter({"w": torch.full((1000,), 6.0)})
+    found = []
+    for _ in range(2):
+        bucket = Bucket(torch.ones(1000), (torch.zeros(1000),), ("w",), 0, True)
+        found.append(hook(bucket).wait().clone())
+        hook.step_done(made=True)
+    return hook.state.way, found
+
+
+def test_what_was_kept_is_sent_when_exchanges_become_dense(pools):
+    for way, (first, second) in pools[2].run(dense_with_a_residual):
+        assert way == "none"
+        assert first.tolist() == [4.0] * 1000  # (1 + 1 + 6) / 2
+        assert second.tolist() == [1.0] * 1000
 
 
 def test_a_link_that_becomes_slow_is_noticed(pools):

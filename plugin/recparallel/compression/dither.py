@@ -7,8 +7,9 @@ from torch import Tensor
 
 _LENGTH = 1 << 16
 
-_MOST = 1 - 2**-15
-"""An integer below 256 and this add up to a number of fp32 that is below the next integer."""
+_MOST = 1 - 2**-14
+"""An integer below 255 and this add up to a number of fp32 that is below the next integer, also where the integer is too large by
+the rounding of a quotient."""
 
 
 @functools.lru_cache(maxsize=8)

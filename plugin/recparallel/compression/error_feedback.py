@@ -35,6 +35,7 @@ class ErrorFeedback(Memory):
         self._residuals.wait(names, rest_N)
 
     def holds(self, names: Key) -> bool:
+        """Whether a step before left something of these parameters."""
         return self._residuals.holds(names)
 
     def settle(self, made: bool | Tensor) -> None:

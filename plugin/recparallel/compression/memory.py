@@ -30,10 +30,6 @@ class Memory(ABC):
         """``rest_N`` (N,) of what was corrected did not get through; it may be kept. ``dense``: nothing was left out on purpose."""
 
     @abstractmethod
-    def holds(self, names: Key) -> bool:
-        """Whether a step before left something of these parameters."""
-
-    @abstractmethod
     def settle(self, made: bool | Tensor) -> None:
         """Keep what waits, if the step was made; forget it otherwise.
 
@@ -43,7 +39,7 @@ class Memory(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """By global parameter name, each flat, in memory of its own."""
+        """By global parameter name, each flat; views, until the next exchange."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -53,7 +49,8 @@ class Memory(ABC):
 class ByBucket:
     """Flat tensors by bucket, that are found again by parameter when buckets change.
 
-    What a step replaces is memory for a later step: to ask the system for it anew would cost more than to write it.
+    On a CPU, what a step replaces is memory for the next step: to ask the system for it anew would cost more than to write it. So
+    there are two tensors for each bucket.
     """
 
     def __init__(self) -> None:
@@ -66,22 +63,27 @@ class ByBucket:
         """Of a bucket (N,), in at least fp32: what waits, else what was kept, else zeros."""
         if names in self._waiting:  # a second micro-batch of the step
             return self._waiting[names]
-        if names not in self._kept:
-            self._kept[names] = self._regroup(names, sizes, like_N)
-            self._sizes[names] = sizes
         exact = torch.promote_types(like_N.dtype, torch.float32)
-        self._kept[names] = self._kept[names].to(device=like_N.device, dtype=exact)  # as loaded, it may be elsewhere
-        return self._kept[names]
+        if names in self._kept:
+            # As loaded, it may be elsewhere.
+            self._kept[names] = self._kept[names].to(device=like_N.device, dtype=exact)
+            return self._kept[names]
+        kept, waiting = self._take(self._kept, names), self._take(self._waiting, names)
+        self._take(self._spare, names)
+        self._kept[names] = _joined(names, sizes, kept, torch.zeros_like(like_N, dtype=exact))
+        found_N = _joined(names, sizes, waiting, self._kept[names].clone()) if waiting else self._kept[names]
+        # What else these buckets held is there by name, for the buckets to come.
+        for held, parts in ((self._kept, kept), (self._waiting, waiting)):
+            held.update({(name,): part.clone() for name, part in parts.items() if name not in names})
+        self._sizes[names] = sizes
+        return found_N
 
     def unused(self, names: Key, like_N: Tensor) -> Tensor:
         """Memory like ``like_N``, with anything in it."""
         spare_N = self._spare.pop(names, None)
-        fits = spare_N is not None and (spare_N.shape, spare_N.dtype, spare_N.device) == (
-            like_N.shape,
-            like_N.dtype,
-            like_N.device,
-        )
-        return spare_N if spare_N is not None and fits else torch.empty_like(like_N)
+        if spare_N is None or (spare_N.shape, spare_N.dtype) != (like_N.shape, like_N.dtype):
+            return torch.empty_like(like_N)
+        return spare_N
 
     def holds(self, names: Key) -> bool:
         """Whether something is kept of these parameters, or waits."""
@@ -91,7 +93,7 @@ class ByBucket:
     def wait(self, names: Key, flat_N: Tensor) -> None:
         """For :meth:`settle`; the tensor is this object's from now on."""
         if names in self._waiting:
-            self._spare[names] = self._waiting[names]
+            self._set_aside(names, self._waiting[names])
         self._waiting[names] = flat_N
 
     def waiting(self, names: Key) -> Tensor:
@@ -106,13 +108,13 @@ class ByBucket:
                 torch.where(made, new_N, old_N, out=old_N)
             elif made:
                 self._kept[names], new_N = new_N, old_N
-            self._spare[names] = new_N
+            self._set_aside(names, new_N)
         self._waiting.clear()
 
     def by_name(self) -> dict[str, Tensor]:
-        """Copies, by parameter."""
+        """Views, by parameter, until the next exchange."""
         return {
-            name: part.clone()
+            name: part
             for key, flat in self._kept.items()
             for name, part in zip(key, flat.split(self._sizes.get(key, [flat.numel()])))
         }
@@ -122,16 +124,25 @@ class ByBucket:
         self._kept = {(name,): tensor.clone() for name, tensor in state.items()}
         self._sizes, self._waiting, self._spare = {}, {}, {}
 
-    def _regroup(self, names: Key, sizes: list[int], like_N: Tensor) -> Tensor:
-        """Gathered from the buckets that held these parameters before. What else these held waits, by name, for the buckets to
-        come."""
-        flat_N = torch.zeros_like(like_N, dtype=torch.promote_types(like_N.dtype, torch.float32))
-        known = self.by_name()
-        for name, part in zip(names, flat_N.split(sizes)):
-            if name in known:
-                part.copy_(known[name])
-        for key in [key for key in self._kept if set(key) & set(names)]:
-            for held in (self._kept, self._sizes, self._spare, self._waiting):
-                held.pop(key, None)
-            self._kept.update({(name,): known[name] for name in key if name not in names})
-        return flat_N
+    def _set_aside(self, names: Key, flat_N: Tensor) -> None:
+        if flat_N.device.type == "cpu":  # elsewhere the allocator of torch does so
+            self._spare[names] = flat_N
+
+    def _take(self, held: dict[Key, Tensor], names: Key) -> dict[str, Tensor]:
+        """Views, by parameter, of all buckets that hold one of ``names``; they are taken out."""
+        own = set(names)
+        overlapping = [key for key in held if not own.isdisjoint(key)]
+        return {
+            name: part
+            for key in overlapping
+            for flat in (held.pop(key),)
+            for name, part in zip(key, flat.split(self._sizes.get(key, [flat.numel()])))
+        }
+
+
+def _joined(names: Key, sizes: list[int], parts: Mapping[str, Tensor], into_N: Tensor) -> Tensor:
+    """``into_N``, with the parts that there are."""
+    for name, into in zip(names, into_N.split(sizes)):
+        if name in parts:
+            into.copy_(parts[name])
+    return into_N

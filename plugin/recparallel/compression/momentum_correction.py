@@ -50,9 +50,6 @@ class MomentumCorrection(Memory):
             self._velocities.waiting(names).mul_(rest_N != 0)
         self._totals.wait(names, rest_N)
 
-    def holds(self, names: Key) -> bool:
-        return self._totals.holds(names)
-
     def settle(self, made: bool | Tensor) -> None:
         self._velocities.settle(made)
         self._totals.settle(made)

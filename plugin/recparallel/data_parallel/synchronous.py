@@ -103,9 +103,9 @@ class LossyAverage(ABC):
             step: number of the training step.
         """
 
-    def sums_exactly(self, bucket: Bucket, *, step: int) -> bool:
-        """Whether the host's own sum is as good: nothing is left out, and nothing is kept from steps before. Override for a state
-        that may find so; collective."""
+    def leaves_to_host(self, bucket: Bucket, *, step: int) -> bool:
+        """Choose how the bucket goes; collective. True is the host's own sum: nothing is left out, and nothing is kept from steps
+        before. Override for a state that has the choice."""
         return False
 
     def exchange(self, bucket: Bucket) -> None:
@@ -114,12 +114,13 @@ class LossyAverage(ABC):
             self.settle()
         self._open = True
         flat_N, memory = bucket.buffer(), self.memory
-        if self.sums_exactly(bucket, step=self._step):
+        if self.leaves_to_host(bucket, step=self._step):
             total_N, sent = flat_N, Sent(flat_N.numel() * flat_N.element_size())
-            dist.all_reduce(flat_N, group=self.process_group)
+            self.sum_as_host(flat_N)
         else:
             given_N = flat_N if memory is None else memory.corrected(flat_N, bucket.names, bucket.sizes())
-            given_N, exact = _poisoned(given_N), exact_type(flat_N.dtype)
+            _poison(given_N)
+            exact = exact_type(flat_N.dtype)
             total_N = flat_N if flat_N.dtype == exact else torch.empty_like(flat_N, dtype=exact)
             sent = self.sum(given_N, total_N, bucket, step=self._step)
             if memory is not None:
@@ -146,7 +147,8 @@ class LossyAverage(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
-        return {"residuals": {} if self.memory is None else self.memory.state_dict(), "step": self._step}
+        kept = {} if self.memory is None else self.memory.state_dict()
+        return {"residuals": {name: tensor.clone() for name, tensor in kept.items()}, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.memory is not None:
@@ -155,13 +157,18 @@ class LossyAverage(ABC):
         self._seen.clear()
 
     def by_parameter(self) -> dict[str, Tensor]:
-        """What is kept, flat, by parameter. Override, with :meth:`set_by_parameter`, for more than a memory."""
+        """What is kept, flat, by parameter, until the next exchange. Override, with :meth:`set_by_parameter`, for more than a
+        memory."""
         return {} if self.memory is None else self.memory.state_dict()
 
     def set_by_parameter(self, state: dict[str, Tensor]) -> None:
         """Replace :meth:`by_parameter`."""
         if self.memory is not None:
             self.memory.load_state_dict(state)
+
+    def sum_as_host(self, flat_N: Tensor) -> None:
+        """In place."""
+        dist.all_reduce(flat_N, group=self.process_group)
 
     def sum_densely(self, given_N: Tensor, total_N: Tensor, dtype: torch.dtype) -> Sent:
         """In ``dtype``, that of the bucket, as the host would; what rounding to it leaves is kept."""
@@ -222,12 +229,13 @@ def average_compressed(state: LossyAverage, bucket: Bucket) -> Future[Tensor]:
     return _done(bucket.buffer())
 
 
-def _poisoned(given_N: Tensor) -> Tensor:
-    """All NaN if an element is not finite: a codec might leave that one out, and every rank has to know."""
-    if given_N.device.type == "cpu":
-        return given_N if _is_finite(given_N) else torch.full_like(given_N, float("nan"))
-    least, most = torch.aminmax(given_N)
-    return given_N + 0 * least + 0 * most  # without waiting for the device
+def _poison(given_N: Tensor) -> None:
+    """All becomes NaN if an element is not finite: a codec might leave that one out, and every rank has to know."""
+    if given_N.device.type != "cpu":
+        least, most = torch.aminmax(given_N)
+        given_N.add_(0 * least + 0 * most)  # without waiting for the device
+    elif not _is_finite(given_N):
+        given_N.fill_(float("nan"))
 
 
 def _average_into(flat_N: Tensor, total_N: Tensor, count: int) -> bool | Tensor:

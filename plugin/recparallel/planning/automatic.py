@@ -15,10 +15,15 @@ from recparallel.collectives.bucket import Bucket
 from recparallel.collectives.choice import BY_CODEC, aggregation_for
 from recparallel.compression import Codec
 from recparallel.compression.error_feedback import ErrorFeedback
-from recparallel.compression.memory import Memory
 from recparallel.compression.options import check_integer
 from recparallel.data_parallel.hook import BoundHook
-from recparallel.data_parallel.synchronous import CompressedHook, LossyAverage, Sent, average_compressed
+from recparallel.data_parallel.synchronous import (
+    CompressedAverage,
+    CompressedHook,
+    LossyAverage,
+    Sent,
+    average_compressed,
+)
 from recparallel.errors import ConfigError
 from recparallel.planning.communication import Choice, ExchangeTime, Reading, choose, fit, has_drifted
 
@@ -95,9 +100,15 @@ class AutomaticAverage(LossyAverage):
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, ways: tuple[str, ...], memory: Memory | None, min_gain: float, every: int
+        self,
+        group: dist.ProcessGroup | None,
+        ways: tuple[str, ...],
+        memory: ErrorFeedback | None,
+        min_gain: float,
+        every: int,
     ) -> None:
         super().__init__(group, memory=memory)
+        self._feedback = memory
         self.way = DENSE
         self._codecs: dict[str, Codec] = {way: registry.codecs.load(way)() for way in ways[1:]}
         self._aggregations: dict[str, Aggregation] = {}
@@ -106,7 +117,7 @@ class AutomaticAverage(LossyAverage):
         self._choices: dict[int, Choice] = {}
         self._looked_at = 0
 
-    def sums_exactly(self, bucket: Bucket, *, step: int) -> bool:
+    def leaves_to_host(self, bucket: Bucket, *, step: int) -> bool:
         flat_N = bucket.buffer()
         if bucket.index() == 0 and self._choices and step - self._looked_at >= self._every:
             self._look(step, flat_N.device, flat_N.dtype)
@@ -114,19 +125,15 @@ class AutomaticAverage(LossyAverage):
             self._measure(flat_N.device, flat_N.dtype)
         choice = self._choices.get(len(flat_N)) or self._decide(len(flat_N))
         self.way = choice.way
-        return self.way == DENSE and (self.memory is None or not self.memory.holds(bucket.names))
+        return self.way == DENSE and (self._feedback is None or not self._feedback.holds(bucket.names))
 
     def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
-        return self._exchange(self.way, given_N, total_N, bucket.buffer().dtype, self.seed(bucket, step=step))
-
-    def _exchange(self, way: str, given_N: Tensor, total_N: Tensor, dtype: torch.dtype, seed: int) -> Sent:
-        if way == DENSE or len(given_N) < self._codecs[way].least:
-            return self.sum_densely(given_N, total_N, dtype)
-        codec = self._codecs[way]
-        if way not in self._aggregations:
-            self._aggregations[way] = aggregation_for(codec, BY_CODEC, self.process_group)
-        keep_rest = self.memory is not None
-        return Sent(self._aggregations[way].sum(codec, given_N, total_N, seed=seed, keep_rest=keep_rest))
+        if self.way == DENSE or len(given_N) < self._codecs[self.way].least:
+            return self.sum_densely(given_N, total_N, bucket.buffer().dtype)
+        codec, seed, keep_rest = self._codecs[self.way], self.seed(bucket, step=step), self.memory is not None
+        if self.way not in self._aggregations:
+            self._aggregations[self.way] = aggregation_for(codec, BY_CODEC, self.process_group)
+        return Sent(self._aggregations[self.way].sum(codec, given_N, total_N, seed=seed, keep_rest=keep_rest))
 
     def _measure(self, device: torch.device, dtype: torch.dtype) -> None:
         """Time every way; collective."""
@@ -138,15 +145,22 @@ class AutomaticAverage(LossyAverage):
 
     def _slowest(self, way: str, size: int, device: torch.device, dtype: torch.dtype) -> float:
         """Seconds of an exchange on the rank that takes the longest, in the best of some tries; collective."""
-        gradient = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(device)
-        total = torch.empty_like(gradient)
+        gradient = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(device, dtype)
+        bucket = Bucket(gradient.clone(), (gradient,), ("measured",), 0, True)
+        trial = None
+        if way != DENSE:
+            memory = None if self.memory is None else ErrorFeedback()
+            trial = CompressedAverage(self._codecs[way], self.process_group, memory=memory)
         tries = []
         for _ in range(_TRIES):
-            given = gradient.clone()
+            bucket.set_buffer(gradient)
             dist.barrier(group=self.process_group)
             start = time.perf_counter()
-            self._exchange(way, given, total, dtype, 0)
-            float(total[0])  # waits for a device that computes by itself
+            if trial is None:
+                self.sum_as_host(bucket.buffer())
+            else:
+                trial.exchange(bucket)
+            float(bucket.buffer()[0])  # waits for a device that computes by itself
             tries.append(time.perf_counter() - start)
         slowest = torch.tensor(min(tries), dtype=torch.float64, device=device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=self.process_group)

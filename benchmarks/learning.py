@@ -60,10 +60,9 @@ class Speeds:
 
     def times(self, side: str, steps: int) -> list[float]:
         """When each of so many steps of a side is done; empty where the side was not measured."""
-        if side not in self.seconds or (side in _DENSE_START and BASE not in self.seconds):
-            return []
-        first = [self.seconds[BASE]] * min(steps, _DENSE_START.get(side, 0)) if side in _DENSE_START else []
-        return list(accumulate(first + [self.seconds[side]] * (steps - len(first))))
+        dense = min(steps, _DENSE_START.get(side, 0))
+        ways = [BASE] * dense + [side] * (steps - dense)
+        return list(accumulate(self.seconds[way] for way in ways)) if set(ways) <= self.seconds.keys() else []
 
 
 def run(options: Options) -> int:

@@ -99,6 +99,8 @@ class AutomaticAverage(LossyAverage):
         min_gain, every: see :func:`automatic`.
     """
 
+    memory: ErrorFeedback | None
+
     def __init__(
         self,
         group: dist.ProcessGroup | None,
@@ -108,7 +110,6 @@ class AutomaticAverage(LossyAverage):
         every: int,
     ) -> None:
         super().__init__(group, memory=memory)
-        self._feedback = memory
         self.way = DENSE
         self._codecs: dict[str, Codec] = {way: registry.codecs.load(way)() for way in ways[1:]}
         self._aggregations: dict[str, Aggregation] = {}
@@ -125,7 +126,7 @@ class AutomaticAverage(LossyAverage):
             self._measure(flat_N.device, flat_N.dtype)
         choice = self._choices.get(len(flat_N)) or self._decide(len(flat_N))
         self.way = choice.way
-        return self.way == DENSE and (self._feedback is None or not self._feedback.holds(bucket.names))
+        return self.way == DENSE and (self.memory is None or not self.memory.holds(bucket.names))
 
     def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
         if self.way == DENSE or len(given_N) < self._codecs[self.way].least:

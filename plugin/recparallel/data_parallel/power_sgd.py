@@ -61,6 +61,8 @@ class LowRankAverage(LossyAverage):
         self._factors: dict[str, Tensor] = {}
         self._waiting: dict[str, Tensor] = {}
 
+    shows_what_is_given = True  # each element of M is in a sum of P
+
     def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
         if step < self._dense_steps:
             return self.sum_densely(given_N, total_N, bucket.buffer().dtype)
@@ -76,21 +78,26 @@ class LowRankAverage(LossyAverage):
                 vectors.append((given, total))
         factors = {name: self._factor(name, matrix) for name, (matrix, _) in matrices.items()}
         lefts = [matrices[name][0] @ factor for name, factor in factors.items()]
-        sent = self._all_reduced([*lefts, *(given for given, _ in vectors)], into=[total for _, total in vectors])
+        flat, sent = self._all_reduced([*lefts, *(given for given, _ in vectors)])
+        # What is not finite on one rank is so in the sum, here on all: then nothing but NaN comes back.
+        finite = torch.isfinite(flat).all()
+        share = torch.where(finite, 1 / dist.get_world_size(self.process_group), float("nan")).to(flat.dtype)
+        for (given, total), summed in zip(vectors, sent[len(lefts) :]):
+            torch.mul(summed, share, out=total)
+            if self.memory is not None:
+                given.zero_()
         factors = {name: torch.linalg.qr(summed).Q for name, summed in zip(matrices, sent)}
         rights = [matrices[name][0].T @ factors[name] for name in matrices]
-        sums = self._all_reduced(rights, into=[])
-        world = dist.get_world_size(self.process_group)
+        _, sums = self._all_reduced(rights)
         for (name, (matrix, into)), own, summed in zip(matrices.items(), rights, sums):
             if self.memory is not None:
                 matrix.addmm_(factors[name], own.T, alpha=-1)
-            torch.matmul(factors[name], summed.T, out=into)
-            self._waiting[name] = summed / world
-        if self.memory is not None:
-            for given, _ in vectors:
-                given.zero_()
+            average = summed * share
+            torch.matmul(factors[name], average.T, out=into)
+            self._waiting[name] = average
         numbers = sum(part.numel() for part in [*lefts, *rights]) + sum(total.numel() for _, total in vectors)
-        return Sent(numbers * total_N.element_size())
+        known = bool(finite) if finite.device.type == "cpu" else finite
+        return Sent(numbers * total_N.element_size(), finite=known)
 
     def settle(self, *, made: bool = True) -> None:
         finite = self._finite if made else False
@@ -112,17 +119,13 @@ class LowRankAverage(LossyAverage):
         self._factors[name] = self._factors[name].to(matrix)  # as loaded, it may be elsewhere
         return self._factors[name]
 
-    def _all_reduced(self, parts: list[Tensor], *, into: list[Tensor]) -> list[Tensor]:
-        """The sums of ``parts`` in one message; the last of them are written to ``into``, the others returned."""
+    def _all_reduced(self, parts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The sums of ``parts`` in one message: flat, and each in its shape."""
         if not parts:
-            return []
+            return torch.zeros(0), []
         flat = torch.cat([part.reshape(-1) for part in parts])
         dist.all_reduce(flat, group=self.process_group)
-        summed = [piece.view(part.shape) for part, piece in zip(parts, flat.split([part.numel() for part in parts]))]
-        returned = len(parts) - len(into)
-        for target, piece in zip(into, summed[returned:]):
-            target.copy_(piece)
-        return summed[:returned]
+        return flat, [piece.view(part.shape) for part, piece in zip(parts, flat.split([p.numel() for p in parts]))]
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "factors": self._factors}

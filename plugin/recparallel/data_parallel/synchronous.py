@@ -4,7 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -70,10 +70,13 @@ class Sent:
     Attributes:
         num_bytes: that this rank handed to collectives.
         dense: nothing was left out on purpose.
+        finite: whether all that was given, on every rank, is finite, where the sum has found out by the way, and has made an
+            average of itself, not a number where it is not; None leaves both to a pass over the sum.
     """
 
     num_bytes: int
     dense: bool = False
+    finite: bool | Tensor | None = None
 
 
 class LossyAverage(ABC):
@@ -92,6 +95,9 @@ class LossyAverage(ABC):
         self._finite: bool | Tensor = True
         self._open = False
         self._seen: Counter[tuple[str, ...]] = Counter()
+
+    shows_what_is_given: ClassVar[bool] = False
+    """A number that is not finite shows in what :meth:`sum` sends, wherever it was; else all is made to be none before."""
 
     @abstractmethod
     def sum(self, given_N: Tensor, total_N: Tensor, bucket: Bucket, *, step: int) -> Sent:
@@ -119,13 +125,20 @@ class LossyAverage(ABC):
             self.sum_as_host(flat_N)
         else:
             given_N = flat_N if memory is None else memory.corrected(flat_N, bucket.names, bucket.sizes())
-            _poison(given_N)
+            if not self.shows_what_is_given:
+                _poison(given_N)
             exact = exact_type(flat_N.dtype)
             total_N = flat_N if flat_N.dtype == exact else torch.empty_like(flat_N, dtype=exact)
             sent = self.sum(given_N, total_N, bucket, step=self._step)
             if memory is not None:
                 memory.keep(bucket.names, given_N, dense=sent.dense)
-        self._finite = _both(self._finite, _average_into(flat_N, total_N, dist.get_world_size(self.process_group)))
+        if sent.finite is None:
+            finite = _average_into(flat_N, total_N, dist.get_world_size(self.process_group))
+        else:
+            finite = sent.finite
+            if total_N is not flat_N:
+                flat_N.copy_(total_N)
+        self._finite = _both(self._finite, finite)
         self.sent_bytes = sent.num_bytes
 
     def seed(self, bucket: Bucket, *, step: int) -> int:

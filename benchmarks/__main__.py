@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             json=given.json,
             clusters=tuple(get_cluster(name) for name in given.cluster),
             workloads=tuple(get_workload(name).name for name in given.workload),
+            sides=tuple(given.side),
             local=given.local,
             fresh=given.fresh,
             rounds=given.rounds,
@@ -65,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workload", action="append", default=[], metavar="NAME", help=f"may be repeated; {', '.join(WORKLOADS)}"
+    )
+    parser.add_argument(
+        "--side",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="may be repeated; compare these alone with the base, for a closer look with more --rounds",
     )
     parser.add_argument("--local", action="store_true", help="plain processes, no limits; marked so in the results")
     parser.add_argument("--fresh", action="store_true", help="do not go on from what an interrupted run has measured")

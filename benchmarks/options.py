@@ -15,6 +15,7 @@ class Options:
         json: the file for the results; ``None`` writes none.
         clusters: those chosen; empty means the benchmark's own choice.
         workloads: names of those chosen; empty means the benchmark's own choice.
+        sides: names of those to compare with the base, in place of the benchmark's own; such a run is not published.
         local: plain local processes instead of emulated nodes.
         fresh: measure everything again, also what an interrupted run has left.
         rounds: rounds of all sides; ``None`` means the benchmark's own choice.
@@ -25,6 +26,7 @@ class Options:
     json: Path | None = None
     clusters: tuple[ClusterSpec, ...] = ()
     workloads: tuple[str, ...] = ()
+    sides: tuple[str, ...] = ()
     local: bool = False
     fresh: bool = False
     rounds: int | None = None

@@ -141,6 +141,7 @@ def run_study(study: Study, options: Options) -> int:
 
     Raises:
         ConfigError: a chosen workload has no data here.
+        UnknownNameError: there is no such side.
     """
     started = time.monotonic()
     environment = capture_environment(options.command, emulated=not options.local)
@@ -228,7 +229,13 @@ def _pairs(study: Study, options: Options) -> list[Pair]:
         workloads = [Workload(**{**vars(workload), "global_batch": _QUICK_BATCH}) for workload in workloads]
     default = study.clusters[:1] if options.quick else study.clusters
     specs = options.clusters or tuple(CLUSTERS[name] for name in default)
-    return [Pair(workload, spec, study.sides(workload)) for workload in workloads for spec in specs]
+    return [Pair(workload, spec, _sides(workload, study, options)) for workload in workloads for spec in specs]
+
+
+def _sides(workload: Workload, study: Study, options: Options) -> tuple[Side, ...]:
+    if not options.sides:
+        return study.sides(workload)
+    return tuple(get_side(name) for name in dict.fromkeys((study.base, *options.sides)))
 
 
 def _measure(pair: Pair, run: Run) -> None:
@@ -381,7 +388,7 @@ def _publish(run: Run) -> None:
         plot_sides(run.results, workload, cluster, path.with_name(f"{path.stem}-{workload}-{cluster}.png"), base=base)
     document = run.study.document
     documented = document.is_file() and path.resolve().parent == document.parent.resolve() / "results"
-    publish = documented and not run.options.quick
+    publish = documented and not run.options.quick and not run.options.sides
     run.study.conclude(run.results, path, document if publish else None)
     if publish:
         write_between_markers(document, markdown_tables(run.results, base=base), name=run.study.name)

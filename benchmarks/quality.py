@@ -7,8 +7,6 @@ is done: the same command goes on where it was stopped.
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import torch
 from benchmarks.environment import capture_environment
 from benchmarks.options import Options
 from benchmarks.output import console, print_lines
+from benchmarks.recipes import train
 from benchmarks.results import Results, row_of
 from benchmarks.study_tables import markdown_table, write_between_markers
 from benchmarks.workloads import DATA
@@ -161,7 +160,7 @@ def _config(way: Way) -> dict[str, Any]:
 
 
 def _train(way: Way, seed: int, training: Training, data: Path) -> None:
-    """The recipe, as users launch it; its words are shown if it fails."""
+    """The recipe, as users launch it."""
     folder = _folder(way, seed, training)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(_MODEL))
@@ -179,16 +178,7 @@ def _train(way: Way, seed: int, training: Training, data: Path) -> None:
         "output_dir": str(folder),
         **training.arguments,
     }
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(_REPLICAS)]
-    command = [
-        *launcher,
-        "recipes/train_rec.py",
-        *(part for key, value in arguments.items() for part in (f"--{key}", value)),
-    ]
-    done = subprocess.run([*command, "--overwrite_output_dir"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        console.print(done.stdout[-2000:], done.stderr[-4000:], markup=False)
-        raise SystemExit(f"{way.name}, seed {seed} ended with {done.returncode}")
+    train("train_rec.py", arguments, processes=_REPLICAS)
 
 
 def _folder(way: Way, seed: int, training: Training) -> Path:

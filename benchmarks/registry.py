@@ -33,6 +33,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "quality", "benchmarks.quality", "recommendations on MovieLens-1M with codecs, against dense, user by user"
         ),
+        Benchmark(
+            "preparation", "benchmarks.preparation", "seconds and memory to prepare a log of 50 million interactions"
+        ),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(
             "learning", "benchmarks.learning", "the loss after as many samples and after as long, with codecs and dense"

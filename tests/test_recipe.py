@@ -189,7 +189,7 @@ def _run_here(monkeypatch, processes: int, arguments: list[str]) -> None:
     parsed = HfArgumentParser(
         (recipe.ModelArguments, recipe.DataArguments, recipe.TrainingArguments)
     ).parse_args_into_dataclasses(arguments)
-    recipe.check_arguments(parsed, Path(parsed[2].output_dir))
+    recipe.check(parsed, Path(parsed[2].output_dir))
     recipe.train(parsed, Path(parsed[2].output_dir))
 
 

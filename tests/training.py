@@ -70,7 +70,11 @@ def recommender(run: Run) -> Any:
     from recparallel import build_recommender
 
     architecture = {**FAMILIES[run.family], "vocab_size": 8, "bos_token_id": None, "eos_token_id": None}
-    options = {"sampled_softmax": {"num_negatives": 10}, "chunked_cross_entropy": {"chunk_mib": 1e-3}}.get(run.loss)
+    options = {
+        "answers": {"yes": 3, "no": 5},
+        "sampled_softmax": {"num_negatives": 10},
+        "chunked_cross_entropy": {"chunk_mib": 1e-3},
+    }.get(run.loss)
     return build_recommender(
         architecture, num_items=run.num_items, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
     )
@@ -240,14 +244,13 @@ def train_on_engine(run: Run) -> list[float]:
 
 def ranks_of_some_targets(engine: Any) -> list[int]:
     """Ranks of the targets of 23 users, of whom the last batch is short."""
-    import datasets
-
     from recparallel.engines.ranking import rank_targets
 
     users = range(23)
     histories = [[1 + (user + k) % NUM_ITEMS for k in range(5)] for user in users]
     rows = [
-        {"history": h, "target": 1 + (u + 7) % NUM_ITEMS, "seen": [u % NUM_ITEMS + 1]} for u, h in zip(users, histories)
+        {"history": h, "target": 1 + (u + 7) % NUM_ITEMS, "listed": [u % NUM_ITEMS + 1]}
+        for u, h in zip(users, histories)
     ]
-    found: list[int] = rank_targets(engine, datasets.Dataset.from_list(rows), max_length=LENGTH).tolist()
+    found: list[int] = rank_targets(engine, rows, max_length=LENGTH).tolist()
     return found

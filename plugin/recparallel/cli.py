@@ -3,6 +3,7 @@
 recparallel profile --model llama-tiny --num-items 20000 --micro-batch 8 --length 100 --out profile.json
 recparallel partition profile.json --stages 4 --num-micro-batches 16
 recparallel export runs/first --to exported
+recparallel data describe movielens-1m --data-dir ml-1m
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from recparallel import registry
+from recparallel import cli_data, registry
 from recparallel.errors import PartitionError, RecParallelError
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, Profile
 from recparallel.profiling.files import read_profile
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Hybrid parallelism for LLM recommenders.",
 )
+app.add_typer(cli_data.app, name="data")
 
 
 class Format(str, Enum):

@@ -47,10 +47,30 @@ AGGREGATIONS = {
 }
 
 READERS = {
+    "amazon-2018": "recparallel.data.readers.amazon_2018:Amazon2018",
+    "amazon-2023": "recparallel.data.readers.amazon_2023:Amazon2023",
+    "csv": "recparallel.data.readers.csv:Csv",
+    "hub": "recparallel.data.readers.hub:Hub",
+    "jsonl": "recparallel.data.readers.jsonl:Jsonl",
+    "kuairand": "recparallel.data.readers.kuairand:KuaiRand",
+    "mind": "recparallel.data.readers.mind:Mind",
     "movielens-100k": "recparallel.data.readers.movielens_100k:MovieLens100K",
     "movielens-1m": "recparallel.data.readers.movielens_1m:MovieLens1M",
+    "movielens-20m": "recparallel.data.readers.movielens_csv:MovieLens20M",
+    "movielens-25m": "recparallel.data.readers.movielens_csv:MovieLens25M",
+    "movielens-32m": "recparallel.data.readers.movielens_csv:MovieLens32M",
+    "parquet": "recparallel.data.readers.parquet:Parquet",
+    "recbole": "recparallel.data.readers.recbole:RecBole",
     "sequences": "recparallel.data.readers.sequences:Sequences",
+    "steam": "recparallel.data.readers.steam:Steam",
     "synthetic": "recparallel.data.readers.synthetic:Synthetic",
+    "yelp": "recparallel.data.readers.yelp:Yelp",
+}
+
+SPLITS = {
+    "leave_one_out": "recparallel.data.splits.leave_one_out:leave_one_out",
+    "ratio": "recparallel.data.splits.ratio:ratio",
+    "temporal": "recparallel.data.splits.temporal:temporal",
 }
 
 FAMILIES = {
@@ -66,6 +86,7 @@ FAMILIES = {
 }
 
 LOSSES = {
+    "answers": "recparallel.models.losses.answers:Answers",
     "chunked_cross_entropy": "recparallel.models.losses.chunked_cross_entropy:ChunkedCrossEntropy",
     "cross_entropy": "recparallel.models.losses.cross_entropy:CrossEntropy",
     "sampled_softmax": "recparallel.models.losses.sampled_softmax:SampledSoftmax",
@@ -111,5 +132,6 @@ partitioners = Registry("partitioner", PARTITIONERS, group="recparallel.partitio
 codecs = Registry("codec", CODECS, group="recparallel.codecs")
 aggregations = Registry("aggregation", AGGREGATIONS, group="recparallel.aggregations")
 readers = Registry("dataset", READERS, group="recparallel.readers")
+splits = Registry("split", SPLITS, group="recparallel.splits")
 families = Registry("model family", FAMILIES, group="recparallel.families")
 losses = Registry("loss", LOSSES, group="recparallel.losses")

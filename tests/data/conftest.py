@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import polars as pl
 import pytest
 
-from recparallel.data.log import InteractionLog
-from recparallel.data.malformed import MalformedReport
+from recparallel.data.preparation import prepare
+from recparallel.data.prepared import Prepared
 
 _DEFAULT = Path(__file__).parents[3] / "shared" / "data"
 
@@ -26,17 +26,15 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
-@pytest.fixture(scope="session")
-def make_log() -> Callable[..., InteractionLog]:
-    """Build a log from ``(user, item, timestamp)`` rows; all ratings are 1 unless a row has a fourth entry."""
+@pytest.fixture
+def prepare_rows(tmp_path, monkeypatch) -> Callable[..., Prepared]:
+    """Prepare a log of ``(user, item, timestamp)`` rows; all ratings are 1 unless a row has a fourth entry."""
 
-    def make(rows: list[tuple]) -> InteractionLog:
-        table = pl.DataFrame(
-            [(*row, 1.0)[:4] for row in rows],
-            schema={"user": pl.String, "item": pl.String, "timestamp": pl.Int64, "rating": pl.Float32},
-            orient="row",
-        )
-        items = pl.DataFrame(schema={"item": pl.String, "title": pl.String, "genres": pl.List(pl.String)})
-        return InteractionLog.from_tables("made", interactions=table, items=items, malformed=MalformedReport())
+    def make(rows: list[tuple], **kwargs: Any) -> Prepared:
+        (folder := tmp_path / f"log-{len(list(tmp_path.iterdir()))}").mkdir()
+        lines = ["\t".join(map(str, (*row, 1.0)[:4])) for row in rows]
+        (folder / "log.csv").write_text("user\titem\ttimestamp\trating\n" + "\n".join(lines))
+        options = {"separator": "\t", "rating": "rating", "timestamp_unit": "order"} | kwargs.pop("options", {})
+        return prepare("csv", folder, folder=tmp_path / "prepared", options=options, **kwargs)
 
     return make

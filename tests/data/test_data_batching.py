@@ -1,4 +1,5 @@
 import datasets
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from recparallel.data.batching import WindowLoader, collate_evaluation, collate_windows, evaluation_batches
 from recparallel.data.sampler import EMPTY_ROW, GlobalBatchSampler
-from recparallel.data.splits import WINDOW_FEATURES
+from recparallel.data.windows import WINDOW_FEATURES, Windows
 from recparallel.errors import ConfigError, DataError
 
 
@@ -120,8 +121,8 @@ def test_the_loader_refuses_what_does_not_fit():
 
 
 ROWS = [
-    {"user": 0, "history": [1, 2, 3], "target": 4, "seen": [9, 1, 2, 3]},
-    {"user": 1, "history": [5], "target": 6, "seen": [5]},
+    {"user": 0, "history": [1, 2, 3], "target": 4, "listed": [9, 1, 2, 3]},
+    {"user": 1, "history": [5], "target": 6, "listed": [5]},
 ]
 
 
@@ -130,9 +131,9 @@ def test_evaluation_rows_are_padded_to_the_batch():
     assert batch.inputs_BL.tolist() == [[1, 2, 3, 0], [5, 0, 0, 0], [0, 0, 0, 0]]
     assert batch.last_B.tolist() == [2, 0, 0]
     assert batch.target_B.tolist() == [4, 6, 0]
-    assert list(zip(batch.seen_rows.tolist(), batch.seen_cols.tolist())) == [(0, 9), (0, 1), (0, 2), (0, 3), (1, 5)]
+    assert list(zip(batch.listed_rows.tolist(), batch.listed_cols.tolist())) == [(0, 9), (0, 1), (0, 2), (0, 3), (1, 5)]
     assert batch.valid_B.tolist() == [True, True, False]
-    for tensor in (batch.inputs_BL, batch.last_B, batch.target_B, batch.seen_rows, batch.seen_cols):
+    for tensor in (batch.inputs_BL, batch.last_B, batch.target_B, batch.listed_rows, batch.listed_cols):
         assert tensor.dtype == torch.int64
 
 
@@ -146,14 +147,25 @@ def test_evaluation_refuses_what_it_cannot_hold():
     with pytest.raises(DataError, match="2 rows do not fit into a batch of batch_size=1"):
         collate_evaluation(ROWS, max_length=2, batch_size=1)
     with pytest.raises(DataError, match="user 7 has no history"):
-        collate_evaluation([{"user": 7, "history": [], "target": 1, "seen": []}], max_length=2, batch_size=1)
+        collate_evaluation([{"user": 7, "history": [], "target": 1, "listed": []}], max_length=2, batch_size=1)
 
 
 def test_evaluation_batches_are_all_rows_in_order():
     dataset = datasets.Dataset.from_list(
-        [{"user": i, "history": [i + 1], "target": i + 2, "seen": [i + 1]} for i in range(5)]
+        [{"user": i, "history": [i + 1], "target": i + 2, "listed": [i + 1]} for i in range(5)]
     )
     batches = list(evaluation_batches(dataset, max_length=3, batch_size=2))
     assert [batch.inputs_BL.shape for batch in batches] == [(2, 3)] * 3
     assert torch.cat([batch.target_B[batch.valid_B] for batch in batches]).tolist() == [2, 3, 4, 5, 6]
     assert batches[2].valid_B.tolist() == [True, False]
+
+
+def test_windows_of_histories_and_of_a_dataset_are_the_same_batches():
+    sequences = [np.arange(1, 30), np.arange(40, 43), np.arange(50, 51), np.arange(60, 75)]
+    windows = Windows.cut(sequences, np.array([29, 2, 1, 0]), max_length=4)
+    copied = make_dataset([window["items"] for window in windows])
+    sides = [WindowLoader(rows, make_sampler(len(windows)), max_length=4) for rows in (windows, copied)]
+    for ours, theirs in zip(*sides, strict=True):
+        for (inputs_BL, labels_BL), (other_BL, other_labels_BL) in zip(ours, theirs, strict=True):
+            assert torch.equal(inputs_BL, other_BL)
+            assert torch.equal(labels_BL, other_labels_BL)

@@ -1,24 +1,27 @@
+import gzip
 import logging
 
 import polars as pl
 import pytest
 
+from recparallel.data import lines
+from recparallel.data.columns import Number, Text, Time
 from recparallel.data.delimited import read_delimited
+from recparallel.data.malformed import Tally
 from recparallel.errors import DataError
 
 GOOD = "u{0}::i{0}::4::{0}\n"
 
 
-def read(path, **overrides):
+def read(path, *, max_malformed=0.5, **overrides):
+    tally = Tally(max_malformed)
     settings = {
         "separator": "::",
-        "columns": ("user", "item", "rating", "timestamp"),
-        "numbers": {"rating": pl.Float32, "timestamp": pl.Int64},
-        "required": ("user",),
+        "columns": {"user": Text(True), "item": Text(), "rating": Number(), "timestamp": Time(None)},
         "encoding": "utf-8",
-        "max_malformed": 0.5,
+        "tally": tally,
     }
-    return read_delimited(path, **{**settings, **overrides})
+    return pl.concat(read_delimited(path, **{**settings, **overrides})), tally.report
 
 
 @pytest.mark.parametrize(
@@ -29,8 +32,8 @@ def read(path, **overrides):
         (b"", "expected 4 fields, found 1"),
         (b"u::i::four::5", "rating 'four' is not a number (Float32)"),
         (b"u::i::nan::5", "rating 'nan' is not a number (Float32)"),
-        (b"u::i::4::5.5", "timestamp '5.5' is not a number (Int64)"),
-        (b"u::i::4::99999999999999999999", "timestamp '99999999999999999999' is not a number (Int64)"),
+        (b"u::i::4::5.5", "timestamp '5.5' is not a whole number"),
+        (b"u::i::4::99999999999999999999", "timestamp '99999999999999999999' is not a whole number"),
         (b"::i::4::5", "user is empty"),
         (b"u::caf\xe9::4::5", "byte 0xe9 at column 7 is not utf-8"),
     ],
@@ -57,7 +60,7 @@ def test_values_and_types(tmp_path):
 
 def test_a_separator_is_text_not_a_pattern(tmp_path):
     (tmp_path / "log").write_text("a|b.c|\n")
-    table, _ = read(tmp_path / "log", separator="|", columns=("x", "y", "z"), numbers={}, required=())
+    table, _ = read(tmp_path / "log", separator="|", columns=dict.fromkeys("xyz", Text()))
     assert table.drop("line").rows() == [("a", "b.c", "")]
 
 
@@ -99,10 +102,10 @@ def test_the_limit_is_a_share_and_what_passes_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         table, report = read(tmp_path / "log", max_malformed=0.001)
     assert (table.height, report.num_malformed) == (9990, 10)
-    lines = [message for message in caplog.messages if f"{tmp_path / 'log'}:" in message]
-    assert f"{tmp_path / 'log'}:1: " in lines[0]
-    assert len(lines) == 6  # the first five, and a line that says how many
-    assert "10 malformed rows of 10000" in lines[-1]
+    told = [message for message in caplog.messages if f"{tmp_path / 'log'}:" in message]
+    assert f"{tmp_path / 'log'}:1: " in told[0]
+    assert len(told) == 6  # the first five, and a line that says how many
+    assert "10 malformed rows of 10000" in told[-1]
 
     write_rows(tmp_path / "log", num_good=9989, num_bad=11)
     with pytest.raises(DataError, match="11 of 10000"):
@@ -120,3 +123,82 @@ def test_long_rows_are_shortened_in_messages(tmp_path):
     with pytest.raises(DataError) as error:
         read(tmp_path / "log")
     assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7, 64, 10_000])
+def test_pieces_do_not_change_what_is_read(tmp_path, piece_bytes):
+    rows = [GOOD.format(i) for i in range(40)]
+    rows[3], rows[20], rows[39] = "\n", "bad\n", GOOD.format(39).rstrip("\n")
+    (tmp_path / "log").write_bytes(b"\xef\xbb\xbf" + "".join(rows).replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    whole, report = read(tmp_path / "log", unique="user")
+    table, again = read(tmp_path / "log", unique="user", piece_bytes=piece_bytes)
+    assert table.equals(whole)
+    assert again == report
+    assert [row.line for row in report.first] == [4, 21]
+    assert (report.num_rows, table["line"][-1]) == (40, 40)
+
+
+def test_a_key_of_an_earlier_piece_is_known(tmp_path):
+    (tmp_path / "log").write_text("a::i::1::1\nb::i::1::1\na::i::2::2\n")
+    table, _ = read(tmp_path / "log", unique="user", piece_bytes=1)
+    assert table["user"].to_list() == ["a", "b"]
+
+
+def test_gzip_is_unpacked_and_a_damaged_file_is_named(tmp_path):
+    packed = gzip.compress("".join(GOOD.format(i) for i in range(1000)).encode())
+    (tmp_path / "log.gz").write_bytes(packed)
+    assert read(tmp_path / "log.gz")[0].height == 1000
+    (tmp_path / "log.gz").write_bytes(packed[:-20])
+    with pytest.raises(DataError, match=r"log\.gz: cannot be unpacked"):
+        read(tmp_path / "log.gz")
+
+
+def test_a_line_without_an_end_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
+    (tmp_path / "log").write_text("u" * (3 * 2**20))
+    with pytest.raises(DataError, match="a line is longer than 1 MiB and begins with 'uuu"):
+        read(tmp_path / "log", piece_bytes=2**19)
+
+
+def read_csv(path, **overrides):
+    header = {"user": "who", "rating": "stars"}
+    columns = {"user": Text(True), "rating": Number()}
+    return read(path, separator=",", header=header, columns=columns, quoted=True, **overrides)
+
+
+def test_a_header_finds_columns_by_name(tmp_path):
+    (tmp_path / "log").write_text('stars,"the, text",who\n4,"say ""hi"", twice",a\n5,,"b,c"\nx,,d\n3,"open,e\n')
+    table, report = read_csv(tmp_path / "log")
+    assert table.rows() == [(2, "a", 4.0), (3, "b,c", 5.0)]
+    assert [(row.line, row.reason) for row in report.first] == [
+        (4, "rating 'x' is not a number (Float32)"),
+        (5, "a quotation is not closed on this line"),
+    ]
+
+
+def test_a_missing_column_says_which_there_are(tmp_path):
+    (tmp_path / "log").write_text("who,when\na,1\n")
+    with pytest.raises(DataError, match=r"log: no column 'stars'; the file has 'who', 'when'$"):
+        read_csv(tmp_path / "log")
+
+
+def test_the_wrong_separator_is_guessed(tmp_path):
+    (tmp_path / "log").write_text("who;stars\na;1\n")
+    with pytest.raises(DataError, match=r"the file has 'who;stars'; is the separator another one than ','\?"):
+        read_csv(tmp_path / "log")
+
+
+def test_a_header_alone_is_an_error(tmp_path):
+    (tmp_path / "log").write_text("who,stars\n")
+    with pytest.raises(DataError, match="no rows beside its header"):
+        read_csv(tmp_path / "log")
+
+
+def test_a_file_that_is_mostly_malformed_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "log").write_text("bad\n" * 30_000)
+    tally = Tally(0.001)
+    pieces = read_delimited(
+        tmp_path / "log", separator="::", columns={"user": Text(), "item": Text()}, tally=tally, piece_bytes=40_000
+    )
+    with pytest.raises(DataError, match="10000 of 10000 rows are malformed"):
+        list(pieces)

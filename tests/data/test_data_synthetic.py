@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from recparallel.data import load_log
 from recparallel.data.batching import evaluation_batches
-from recparallel.data.histories import Histories
-from recparallel.data.splits import leave_one_out
+from recparallel.data.loading import load_log
+from recparallel.data.preparation import prepare
+from recparallel.data.splits.leave_one_out import leave_one_out
 from recparallel.data.synthetic import write_synthetic
 from recparallel.errors import ConfigError, DataError
 from recparallel.evaluation.metrics import hit_rate, ranks_of_targets
@@ -72,16 +72,16 @@ def test_popularity_has_a_long_tail(synthetic):
     assert counts[:60].sum() > 2.5 * 60 / 600 * counts.sum()
 
 
-def test_the_order_says_far_more_than_popularity(synthetic):
+def test_the_order_says_far_more_than_popularity(tmp_path):
     """A table of which item followed which, the simplest sequence model there is, against the popularity count."""
-    split = leave_one_out(Histories.from_log(synthetic))
+    split = leave_one_out(prepare("synthetic", None, folder=tmp_path).histories())
     follows = torch.zeros(split.histories.num_items + 1, split.histories.num_items + 1)
     for items in split.train:
-        follows[items[:-1], items[1:]] += 1
+        follows[items[:-1].tolist(), items[1:].tolist()] += 1
     ranks = []
     for batch in evaluation_batches(split.evaluation("test", 50), max_length=50, batch_size=512):
         last_B = batch.inputs_BL.gather(1, batch.last_B[:, None])[:, 0]
-        ranks_B = ranks_of_targets(follows[last_B], batch.target_B, batch.seen_rows, batch.seen_cols)
+        ranks_B = ranks_of_targets(follows[last_B], batch.target_B, batch.listed_rows, batch.listed_cols)
         ranks.append(ranks_B[batch.valid_B])
     sequential = hit_rate(torch.cat(ranks), 10)
     popularity = evaluate_popularity(split, "test", max_length=50)["HR@10"]

@@ -33,7 +33,7 @@ def test_hybrid_gives_losses_of_one_process(pools, world_size, partition, tied, 
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("loss", ["cross_entropy", "chunked_cross_entropy", "sampled_softmax"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "chunked_cross_entropy", "sampled_softmax", "answers"])
 def test_dropout_and_negatives_do_not_depend_on_the_cut(pools, world_size, loss):
     """Seeds belong to layers and micro-batches, so that even random parts agree."""
     _agree(pools, Run(dropout=0.3, loss=loss, steps=6), world_size)

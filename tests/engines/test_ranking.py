@@ -6,8 +6,6 @@ from training import LENGTH, MICRO_BATCH, NUM_ITEMS, Run, make_engine, recommend
 
 
 def _rows(num_users):
-    import datasets
-
     generator = torch.Generator().manual_seed(3)
     made = []
     for user in range(num_users):
@@ -15,8 +13,8 @@ def _rows(num_users):
             : int(torch.randint(2, 20, (1,), generator=generator))
         ]
         *seen, target = items.tolist()
-        made.append({"user": user, "history": seen[-LENGTH:], "target": target, "seen": seen})
-    return datasets.Dataset.from_list(made)
+        made.append({"user": user, "history": seen[-LENGTH:], "target": target, "listed": seen})
+    return made
 
 
 def ranks_on_engine(run, num_users):
@@ -45,7 +43,7 @@ def _reference_ranks(run, num_users):
         for layer, module in zip(rec.layers, modules):
             x = layer.run(module, x)
         scores = scores_at(x, torch.tensor([len(row["history"]) - 1]))[0]
-        rivals = [i for i in range(1, NUM_ITEMS + 1) if i not in row["seen"] and i != row["target"]]
+        rivals = [i for i in range(1, NUM_ITEMS + 1) if i not in row["listed"] and i != row["target"]]
         ranks.append(1 + sum(bool(scores[i] >= scores[row["target"]]) for i in rivals))
     return ranks
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recparallel.data.histories import Histories
-from recparallel.data.splits import leave_one_out
+from recparallel.data.splits.leave_one_out import leave_one_out
 from recparallel.errors import ConfigError
 from recparallel.evaluation.popularity import evaluate_popularity, popularity_scores
 

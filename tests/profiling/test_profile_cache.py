@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from recparallel import build_recommender
+from recparallel import build_recommender, caches
 from recparallel.errors import PartitionError
 from recparallel.plan import LayerCost, Profile
 from recparallel.profiling import cache
@@ -66,5 +66,5 @@ def test_a_file_of_another_model_under_this_name_is_refused(tmp_path):
 
 
 def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.FOLDER, str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "profiles"
+    monkeypatch.setenv(caches.FOLDER, str(tmp_path))
+    assert caches.cache_folder("profiles") == tmp_path / "profiles"

@@ -1,51 +1,62 @@
 """From rows to tensors, padded on the right: to one fixed length, or each micro-batch to that of its longest window.
 
-Shapes: ``B`` rows of the batch, ``L`` = ``max_length`` positions, ``S`` seen pairs.
+Shapes: ``B`` rows of the batch, ``L`` = ``max_length`` positions, ``S`` listed pairs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recparallel.data.markers import IGNORE, PADDING
-from recparallel.data.sampler import GlobalBatchSampler
+from recparallel.data.sampler import EMPTY_ROW, GlobalBatchSampler
+from recparallel.data.windows import Windows
 from recparallel.errors import ConfigError, DataError
 
 
-def collate_windows(rows: Sequence[list[int] | None], *, max_length: int) -> tuple[Tensor, Tensor]:
+def collate_windows(
+    rows: Sequence[Sequence[int] | NDArray[Any] | None], *, max_length: int, last_only: bool = False
+) -> tuple[Tensor, Tensor]:
     """Make one micro-batch of windows.
 
     Args:
         rows: windows of 2 to ``max_length + 1`` items; None is a row without items.
         max_length: positions of the batch.
+        last_only: the last item is a window's only target.
 
     Returns:
         ``inputs_BL`` (int64): all but the last item of each window, then 0. ``labels_BL`` (int64): the item after each
-        input, then -100.
+        input that is a target, else -100.
 
     Raises:
         DataError: a window is too short or too long.
+        ConfigError: ``max_length`` is less than 1.
     """
-    filled = [row or [] for row in rows]
-    windows = _Windows.from_lists([row for row in filled if row], max_length=max_length)
-    index = np.cumsum([bool(row) for row in filled], dtype=np.int64) - 1
-    return windows.batch(np.where([bool(row) for row in filled], index, -1).astype(np.int64))
+    filled = [np.asarray([] if row is None else row, dtype=np.int64) for row in rows]
+    _check_lengths(np.array([len(row) for row in filled if len(row)], dtype=np.int64), max_length=max_length)
+    return _batch(filled, max_length, last_only=last_only)
+
+
+def first_rows(rows: Any, count: int, *, max_length: int) -> tuple[Tensor, Tensor]:
+    """A micro-batch of the first ``count`` of what a :class:`WindowLoader` takes."""
+    windows = Windows.of(rows[:count] if not isinstance(rows, Windows) else rows)
+    some = [windows.items(i) for i in range(min(count, len(windows)))]
+    return collate_windows(some, max_length=max_length, last_only=windows.last_only)
 
 
 class WindowLoader:
     """Iterate over a sampler's steps as tensors: the rest of its current epoch.
 
-    Every step is a list of micro-batches ``(inputs_BL, labels_BL)`` as :func:`collate_windows` makes them.
+    Every step is a list of micro-batches ``(inputs_BL, labels_BL)`` as :func:`collate_windows` makes them. A replica reads the
+    windows of its own rows, and no others.
 
     Args:
-        dataset: what :meth:`~recparallel.data.splits.Split.train_windows` returns; copied into flat arrays once.
+        rows: what :meth:`~recparallel.data.splits.base.Split.train_windows` returns, or a ``datasets.Dataset`` with lists
+            ``items``.
         sampler: says which rows; its state is the loader's.
         max_length: positions of a batch, at least the ``max_length`` that the windows were cut for.
         dynamic: a micro-batch has as many positions as its longest window, rounded up to a multiple of ``multiple``.
@@ -57,20 +68,19 @@ class WindowLoader:
 
     def __init__(
         self,
-        dataset: datasets.Dataset,
+        rows: Any,
         sampler: GlobalBatchSampler,
         *,
         max_length: int,
         dynamic: bool = False,
         multiple: int = 8,
     ) -> None:
-        if len(dataset) != sampler.num_rows:
-            raise DataError(f"the sampler was made for {sampler.num_rows} rows, but the dataset has {len(dataset)}")
-        column = dataset.to_polars()["items"]
-        self._windows = _Windows(
-            column.explode().to_numpy().astype(np.int64), _offsets(column.list.len().to_numpy()), max_length=max_length
-        )
+        if len(rows) != sampler.num_rows:
+            raise DataError(f"the sampler was made for {sampler.num_rows} rows, but the dataset has {len(rows)}")
+        self._windows = Windows.of(rows)
+        _check_lengths(self._windows.lengths, max_length=max_length)
         self.sampler = sampler
+        self._max_length = max_length
         self._multiple = multiple if dynamic else None
 
     def __len__(self) -> int:
@@ -79,46 +89,40 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         for micro_batches in self.sampler:
-            yield [self._windows.batch(index, multiple=self._multiple) for index in micro_batches]
+            yield [self._micro_batch(index) for index in micro_batches]
+
+    def _micro_batch(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        windows = [self._windows.items(i) if i != EMPTY_ROW else _NOTHING for i in index.tolist()]
+        length = self._max_length
+        if self._multiple is not None:
+            longest = max(1, *(len(window) - 1 for window in windows))
+            length = min(length, -(-longest // self._multiple) * self._multiple)
+        return _batch(windows, length, last_only=self._windows.last_only)
 
 
-class _Windows:
-    """Windows one after the other in ``items``; window ``i`` is ``items[offsets[i]:offsets[i + 1]]``."""
+_NOTHING = np.zeros(0, dtype=np.int64)
 
-    def __init__(self, items: NDArray[np.int64], offsets: NDArray[np.int64], *, max_length: int) -> None:
-        if max_length < 1:
-            raise ConfigError(f"max_length must be at least 1, got {max_length}")
-        lengths = np.diff(offsets)
-        wrong = np.flatnonzero((lengths < 2) | (lengths > max_length + 1))
-        if len(wrong):
-            raise DataError(
-                f"window {wrong[0]} has {lengths[wrong[0]]} items; allowed are 2 to max_length + 1 = {max_length + 1}"
-            )
-        # The last transition's label is one past it; a row of nothing may point anywhere inside.
-        self._items = np.concatenate([items, np.zeros(max_length + 1, dtype=np.int64)])
-        self._starts = np.append(offsets[:-1], 0)
-        self._num_transitions = np.append(lengths - 1, 0)
-        self._positions = np.arange(max_length)
 
-    @classmethod
-    def from_lists(cls, rows: Sequence[list[int]], *, max_length: int) -> "_Windows":
-        items = np.fromiter(chain.from_iterable(rows), dtype=np.int64)
-        return cls(items, _offsets(np.array([len(row) for row in rows], dtype=np.int64)), max_length=max_length)
+def _batch(windows: Sequence[NDArray[Any]], length: int, *, last_only: bool) -> tuple[Tensor, Tensor]:
+    inputs_BL = np.full((len(windows), length), PADDING, dtype=np.int64)
+    labels_BL = np.full((len(windows), length), IGNORE, dtype=np.int64)
+    for row, items in enumerate(windows):
+        count = len(items) - 1
+        if count > 0:
+            first = count - 1 if last_only else 0
+            inputs_BL[row, :count] = items[:-1]
+            labels_BL[row, first:count] = items[first + 1 :]
+    return torch.from_numpy(inputs_BL), torch.from_numpy(labels_BL)
 
-    def batch(self, index: NDArray[np.int64], *, multiple: int | None = None) -> tuple[Tensor, Tensor]:
-        """``inputs_BL`` and ``labels_BL`` of the windows ``index``; -1, the tables' last entry, is a row of nothing.
 
-        Args:
-            multiple: L is the length of the longest, rounded up to a multiple of this; without it, ``max_length``.
-        """
-        positions = self._positions
-        if multiple is not None:
-            positions = positions[: max(multiple, -(-int(self._num_transitions[index].max()) // multiple) * multiple)]
-        at_BL = self._starts[index][:, None] + positions
-        real_BL = positions < self._num_transitions[index][:, None]
-        inputs_BL = np.where(real_BL, self._items[at_BL], PADDING)
-        labels_BL = np.where(real_BL, self._items[at_BL + 1], IGNORE)
-        return torch.from_numpy(inputs_BL), torch.from_numpy(labels_BL)
+def _check_lengths(lengths: NDArray[np.int64], *, max_length: int) -> None:
+    if max_length < 1:
+        raise ConfigError(f"max_length must be at least 1, got {max_length}")
+    wrong = np.flatnonzero((lengths < 2) | (lengths > max_length + 1))
+    if len(wrong):
+        raise DataError(
+            f"window {wrong[0]} has {lengths[wrong[0]]} items; allowed are 2 to max_length + 1 = {max_length + 1}"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,16 @@ class EvaluationBatch:
         inputs_BL: histories, int64, padded with 0 on the right.
         last_B: position of each history's last item, int64; 0 where there is no user.
         target_B: the item to predict, int64; 0 where there is no user.
-        seen_rows: row of each pair of a row and an item that must not be ranked in it, int64, shape ``(S,)``.
-        seen_cols: item of each such pair, int64, shape ``(S,)``.
+        listed_rows: row of each pair of a row and an item that its protocol lists, int64, shape ``(S,)``.
+        listed_cols: item of each such pair, int64, shape ``(S,)``.
         valid_B: bool; False in the rows that fill up the last batch.
     """
 
     inputs_BL: Tensor
     last_B: Tensor
     target_B: Tensor
-    seen_rows: Tensor
-    seen_cols: Tensor
+    listed_rows: Tensor
+    listed_cols: Tensor
     valid_B: Tensor
 
 
@@ -146,7 +150,7 @@ def collate_evaluation(rows: Sequence[Mapping[str, Any]], *, max_length: int, ba
     """Make one batch of evaluation rows, filled up to ``batch_size``.
 
     Args:
-        rows: rows of :meth:`~recparallel.data.splits.Split.evaluation`, at most ``batch_size``.
+        rows: rows of :meth:`~recparallel.data.splits.base.Split.evaluation`, at most ``batch_size``.
         max_length: positions of the batch; of a longer history the last ``max_length`` items are taken.
         batch_size: ``B``.
 
@@ -165,23 +169,21 @@ def collate_evaluation(rows: Sequence[Mapping[str, Any]], *, max_length: int, ba
         inputs_BL[i, : len(history)] = history
         last_B[i] = len(history) - 1
         target_B[i] = row["target"]
-    num_seen = [len(row["seen"]) for row in rows]
+    listed = [np.asarray(row["listed"], dtype=np.int64) for row in rows]
     return EvaluationBatch(
         inputs_BL=torch.from_numpy(inputs_BL),
         last_B=torch.from_numpy(last_B),
         target_B=torch.from_numpy(target_B),
-        seen_rows=torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int64), num_seen)),
-        seen_cols=torch.from_numpy(np.fromiter(chain.from_iterable(row["seen"] for row in rows), dtype=np.int64)),
+        listed_rows=torch.from_numpy(np.repeat(np.arange(len(rows), dtype=np.int64), [len(items) for items in listed])),
+        listed_cols=torch.from_numpy(np.concatenate([_NOTHING, *listed])),
         valid_B=torch.arange(batch_size) < len(rows),
     )
 
 
-def evaluation_batches(dataset: datasets.Dataset, *, max_length: int, batch_size: int) -> Iterator[EvaluationBatch]:
-    """Give the rows of :meth:`~recparallel.data.splits.Split.evaluation` as batches of one shape, in order."""
-    for columns in dataset.iter(batch_size=batch_size):
-        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        yield collate_evaluation(rows, max_length=max_length, batch_size=batch_size)
-
-
-def _offsets(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+def evaluation_batches(
+    rows: Sequence[Mapping[str, Any]], *, max_length: int, batch_size: int
+) -> Iterator[EvaluationBatch]:
+    """Give the rows of :meth:`~recparallel.data.splits.base.Split.evaluation` as batches of one shape, in order."""
+    for first in range(0, len(rows), batch_size):
+        some = [rows[i] for i in range(first, min(first + batch_size, len(rows)))]
+        yield collate_evaluation(some, max_length=max_length, batch_size=batch_size)

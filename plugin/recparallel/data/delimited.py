@@ -1,157 +1,130 @@
-"""Read delimited text with Polars, a whole column at a time, and say which lines could not be read and why.
+"""Read delimited text with Polars, a piece of a file at a time, and say which lines could not be read and why.
 
-Separators may have several characters (``::``), fields are never quoted: that is what public interaction logs look
-like, and what CSV parsers do not read.
+Separators may have several characters (``::``), which CSV parsers do not read. A record is one line.
 """
 
-import codecs
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import polars as pl
 
-from recparallel.data.malformed import NUM_KEPT, MalformedReport, MalformedRow
+from recparallel.data.columns import Column, convert
+from recparallel.data.lines import PIECE_BYTES, Encoding, first_line, read_lines
+from recparallel.data.malformed import Tally
 from recparallel.errors import DataError
 
-Encoding = Literal["latin-1", "utf-8"]
-
-_MAX_TEXT = 80
-
-
-def read_lines(path: Path, *, encoding: Encoding) -> pl.DataFrame:
-    """Read a text file as a table of lines.
-
-    Returns:
-        Columns ``line`` (int64, 1-based), ``text`` (string, without the line end) and ``reason`` (string; null where
-        the line is well-formed so far). Blank lines at the end of the file are no rows.
-
-    Raises:
-        DataError: the file holds nothing but blank lines.
-    """
-    texts, reasons = _decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), encoding)
-    table = pl.DataFrame(
-        {"text": texts, "reason": reasons}, schema={"text": pl.String, "reason": pl.String}
-    ).with_row_index("line", offset=1)
-    table = table.with_columns(pl.col("line").cast(pl.Int64), pl.col("text").str.strip_suffix("\r"))
-    last = table.filter(pl.col("text").str.strip_chars() != "")["line"].max()
-    if last is None:
-        raise DataError(f"{path}: the file is empty; expected at least one row")
-    return table.filter(pl.col("line") <= last)
-
-
-def drop_malformed(table: pl.DataFrame, *, path: Path, max_malformed: float) -> tuple[pl.DataFrame, MalformedReport]:
-    """Part the rows with a ``reason`` from those without.
-
-    Args:
-        table: columns ``line``, ``text`` and ``reason`` as :func:`read_lines` gives them, and any others.
-        path: the file, for messages.
-        max_malformed: share of the rows that may be malformed, see :meth:`MalformedReport.check`.
-
-    Returns:
-        The well-formed rows, and the report about the others.
-
-    Raises:
-        DataError: too many rows are malformed.
-    """
-    bad = table.filter(pl.col("reason").is_not_null())
-    rows = bad.head(NUM_KEPT).select("line", "reason", "text").iter_rows()
-    report = MalformedReport(
-        num_rows=table.height,
-        num_malformed=bad.height,
-        first=tuple(MalformedRow(path, line, reason, _shorten(text)) for line, reason, text in rows),
-    )
-    report.check(path=path, max_malformed=max_malformed)
-    return table.filter(pl.col("reason").is_null()), report
+_QUOTE = '"'
 
 
 def read_delimited(
     path: Path,
     *,
     separator: str,
-    columns: Sequence[str],
-    numbers: Mapping[str, Any],
-    required: Sequence[str] = (),
+    columns: Mapping[str, Column],
+    tally: Tally,
+    header: Mapping[str, str] | None = None,
+    quoted: bool = False,
     unique: str | None = None,
-    encoding: Encoding,
-    max_malformed: float,
-) -> tuple[pl.DataFrame, MalformedReport]:
-    """Read a text file of delimited fields, one row a line, without a header.
+    encoding: Encoding = "utf-8",
+    piece_bytes: int = PIECE_BYTES,
+) -> Iterator[pl.DataFrame]:
+    """Read a text file of delimited fields, one record a line.
 
-    A row is malformed if its bytes do not decode, if it has another number of fields than ``columns``, if a number
-    cannot be read (or is not finite), if a required field is empty, or if its ``unique`` field was on an earlier
-    well-formed line.
+    A row is malformed if its bytes do not decode, if it has another number of fields than the first line (without a
+    header: than ``columns``), if a field is not what its column says, if a quotation is not closed on its line, or if its
+    ``unique`` field was on an earlier well-formed line.
 
     Args:
         path: the file.
-        separator: one or several characters.
-        columns: a name for each field, in order.
-        numbers: Polars type of each column that is not text.
-        required: text columns that must not be empty.
+        separator: one or several characters; one where ``quoted``.
+        columns: what each field has to be, by its name here. Without a header, all fields in order.
+        tally: counts malformed rows.
+        header: the file's first line names its fields; this maps names here to those of the file. Others are not read.
+        quoted: a field may stand between quotation marks, doubled ones inside it for one (RFC 4180).
         unique: column whose values may occur only once; the first row wins.
         encoding: of the file.
-        max_malformed: share of the rows that may be malformed, see :meth:`MalformedReport.check`.
+        piece_bytes: see :func:`~recparallel.data.lines.read_lines`.
 
-    Returns:
-        The well-formed rows in file order with ``columns`` and ``line`` (int64, 1-based), and the report about the
-        others.
+    Yields:
+        The well-formed rows in file order with ``columns`` and ``line`` (int64, 1-based).
 
     Raises:
-        DataError: the file is empty, or too many rows are malformed.
+        DataError: the file is empty, has no such column, or too many rows are malformed.
     """
-    table = read_lines(path, encoding=encoding)
-    num_fields = pl.col("text").str.count_matches(separator, literal=True) + 1
-    fields = pl.col("text").str.split_exact(separator, len(columns) - 1).struct.rename_fields(list(columns))
-    table = table.with_columns(fields.alias("fields"), num_fields.alias("num_fields")).unnest("fields")
+    names = list(columns)
+    positions = list(range(len(names)))
+    num_fields = len(names)
+    if header is not None:
+        there = _split_quoted(first_line(path, encoding=encoding), separator) or []
+        positions = positions_of([header[name] for name in names], there, path=path, separator=separator)
+        num_fields = len(there)
+    known = pl.Series(dtype=pl.String)
+    for table in read_lines(path, encoding=encoding, piece_bytes=piece_bytes):
+        if header is not None:
+            table = table.filter(pl.col("line") > 1)
+        table = _split(table, separator, num_fields, quoted=quoted)
+        fields = {name: pl.col("fields").list.get(at, null_on_oob=True) for name, at in zip(names, positions)}
+        table = convert(table.with_columns(**fields), columns)
+        if unique is not None:
+            table, known = complain_of_repeated(table, unique, known)
+        yield tally.keep(table, path).select("line", *names)
+    tally.finish(path)
 
-    values = {name: _number(name, dtype) for name, dtype in numbers.items()}
-    reasons = [
-        pl.when(pl.col("num_fields") != len(columns)).then(
-            pl.format(f"expected {len(columns)} fields, found {{}}", pl.col("num_fields"))
-        ),
-        *(
-            pl.when(value.is_null()).then(pl.format(f"{name} '{{}}' is not a number ({numbers[name]})", pl.col(name)))
-            for name, value in values.items()
-        ),
-        *(pl.when(pl.col(name).str.strip_chars() == "").then(pl.lit(f"{name} is empty")) for name in required),
-    ]
-    table = table.with_columns(pl.coalesce("reason", *reasons).alias("reason"))
-    if unique is not None:
-        repeated = pl.when(
-            pl.col("reason").is_null() & ~pl.col(unique).is_first_distinct().over(pl.col("reason").is_null())
+
+def positions_of(wanted: Sequence[str], there: Sequence[str], *, path: Path, separator: str | None = None) -> list[int]:
+    """Where the columns of these names are.
+
+    Raises:
+        DataError: one is missing; the message has those that are there.
+    """
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        hint = (
+            f"; is the separator another one than {separator!r}?" if separator is not None and len(there) == 1 else ""
         )
-        table = table.with_columns(
-            pl.coalesce("reason", repeated.then(pl.format(f"{unique} '{{}}' is on an earlier line", pl.col(unique))))
+        raise DataError(
+            f"{path}: no column {', '.join(map(repr, missing))}; the file has {', '.join(map(repr, there))}{hint}"
         )
-    table, report = drop_malformed(table, path=path, max_malformed=max_malformed)
-    return table.with_columns(**values).select("line", *columns), report
+    return [list(there).index(name) for name in wanted]
 
 
-def _number(name: str, dtype: Any) -> pl.Expr:
-    value = pl.col(name).cast(dtype, strict=False)
-    if dtype in (pl.Float32, pl.Float64):
-        return pl.when(value.is_finite()).then(value)
-    return value
+def complain_of_repeated(table: pl.DataFrame, unique: str, known: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """Give rows a ``reason`` whose value was on an earlier well-formed one.
+
+    Args:
+        table: with ``reason``.
+        unique: the column.
+        known: values of earlier pieces.
+
+    Returns:
+        The table, and the values known now.
+    """
+    good = pl.col("reason").is_null()
+    repeated = good & (~pl.col(unique).is_first_distinct().over(good) | pl.col(unique).is_in(known.implode()))
+    again = pl.when(repeated).then(pl.format(f"{unique} '{{}}' is on an earlier line", pl.col(unique)))
+    table = table.with_columns(reason=pl.coalesce("reason", again))
+    return table, pl.concat([known, table.filter(good)[unique]])
 
 
-def _decode(raw: bytes, encoding: Encoding) -> tuple[list[str], list[str | None]]:
-    """The lines of ``raw``, and for each what does not decode (None: nothing)."""
-    # str.splitlines() would also cut at latin-1's 0x85, which is a character of a title.
+def _split(table: pl.DataFrame, separator: str, num_fields: int, *, quoted: bool) -> pl.DataFrame:
+    """Add ``fields``, and to ``reason`` where a line has another number of them."""
+    if quoted and bool(table["text"].str.contains(_QUOTE, literal=True).any()):
+        parts = [_split_quoted(text, separator) if _QUOTE in text else text.split(separator) for text in table["text"]]
+        table = table.with_columns(fields=pl.Series(parts, dtype=pl.List(pl.String)))
+    else:
+        table = table.with_columns(fields=pl.col("text").str.split(separator))
+    unclosed = pl.when(pl.col("fields").is_null()).then(pl.lit("a quotation is not closed on this line"))
+    found = pl.col("fields").list.len()
+    other = pl.when(found != num_fields).then(pl.format(f"expected {num_fields} fields, found {{}}", found))
+    return table.with_columns(reason=pl.coalesce("reason", unclosed, other))
+
+
+def _split_quoted(text: str, separator: str) -> list[str] | None:
+    """The fields of a line; None where a quotation is not closed."""
+    if len(separator) > 1 or _QUOTE not in text:
+        return text.split(separator)
     try:
-        texts = raw.decode(encoding).split("\n")
-    except UnicodeDecodeError:
-        decoded = [_decode_line(line, encoding) for line in raw.split(b"\n")]
-        return [text for text, _ in decoded], [reason for _, reason in decoded]
-    return texts, [None] * len(texts)
-
-
-def _decode_line(line: bytes, encoding: Encoding) -> tuple[str, str | None]:
-    try:
-        return line.decode(encoding), None
-    except UnicodeDecodeError as error:
-        reason = f"byte 0x{line[error.start]:02x} at column {error.start + 1} is not {encoding}"
-        return line.decode(encoding, errors="backslashreplace"), reason
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+        return next(csv.reader([text], delimiter=separator, strict=True))
+    except csv.Error:
+        return None

@@ -1,8 +1,10 @@
-"""Rows of a text file that cannot be read, and how many of them are too many."""
+"""Rows of a file that cannot be read, and how many of them are too many."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import polars as pl
 
 from recparallel.errors import DataError
 
@@ -10,6 +12,10 @@ logger = logging.getLogger(__name__)
 
 NUM_KEPT = 20
 NUM_SHOWN = 5
+_MAX_TEXT = 80
+
+_EARLY_ROWS = 10_000
+"""After so many rows of which half are malformed, reading the rest would only take time."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,53 @@ class MalformedReport:
             logger.warning("left out a malformed row: %s", row)
         if self.num_malformed > len(shown):
             logger.warning("%s: left out %d malformed rows of %d in all", path, self.num_malformed, self.num_rows)
+
+
+@dataclass
+class Tally:
+    """Counts the malformed rows of a reading, file by file and piece by piece.
+
+    Attributes:
+        max_malformed: share of a file's rows that may be malformed.
+        report: of the files that are done.
+    """
+
+    max_malformed: float = 0.001
+    report: MalformedReport = field(default_factory=MalformedReport)
+    _open: dict[Path, MalformedReport] = field(default_factory=dict)
+
+    def keep(self, table: pl.DataFrame, path: Path) -> pl.DataFrame:
+        """Part the rows of a piece: those with a ``reason`` are counted, those without are returned.
+
+        Args:
+            table: columns ``line``, ``text`` and ``reason``, and any others.
+            path: the file.
+
+        Raises:
+            DataError: most rows of the file are malformed so far, so it is not worth reading on.
+        """
+        bad = table.filter(pl.col("reason").is_not_null())
+        former = self._open.get(path, MalformedReport())
+        rows = bad.head(NUM_KEPT - len(former.first)).select("line", "reason", "text").iter_rows()
+        first = tuple(MalformedRow(path, line, reason, _shorten(text)) for line, reason, text in rows)
+        now = former + MalformedReport(table.height, bad.height, first)
+        self._open[path] = now
+        if now.num_rows >= _EARLY_ROWS and now.num_malformed > max(0.5, self.max_malformed) * now.num_rows:
+            now.check(path=path, max_malformed=self.max_malformed)
+        return table.filter(pl.col("reason").is_null())
+
+    def finish(self, path: Path) -> None:
+        """A file is read to its end.
+
+        Raises:
+            DataError: it has no rows, or too many of them are malformed, see :meth:`MalformedReport.check`.
+        """
+        done = self._open.pop(path, MalformedReport())
+        if not done.num_rows:
+            raise DataError(f"{path}: the file has no rows beside its header")
+        done.check(path=path, max_malformed=self.max_malformed)
+        self.report += done
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"

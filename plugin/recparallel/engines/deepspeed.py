@@ -27,7 +27,7 @@ from recparallel.config_checks import (
     precision,
     zero_stage,
 )
-from recparallel.data.batching import WindowLoader, collate_windows
+from recparallel.data.batching import WindowLoader, first_rows
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
@@ -80,9 +80,9 @@ def initialize(
         model: a :class:`~recparallel.models.recommender.Recommender`; anything else goes to DeepSpeed as it is and is
             attached to.
         config: DeepSpeed JSON, as a path or dict, with a ``"recparallel"`` section.
-        training_data: windows of item ids (``Split.train_windows``). The returned loader shuffles them by seed and
-            epoch and yields, for each optimizer step, this replica's micro-batches; ``engine.train_batch()`` without
-            an iterator reads from it, epoch after epoch.
+        training_data: windows of item ids (``Split.train_windows``, or a ``datasets.Dataset`` with lists ``items``). The
+            returned loader shuffles them by seed and epoch and yields, for each optimizer step, this replica's
+            micro-batches; ``engine.train_batch()`` without an iterator reads from it, epoch after epoch.
         max_length: positions per sequence; needed with ``training_data``.
         sample: one micro-batch (inputs, labels) to time layers with, where there is no ``training_data``.
         profile: use this profile instead of timing layers.
@@ -138,8 +138,7 @@ def initialize(
     deepspeed.init_distributed()
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
-        rows = training_data[: _micro_batch(deepspeed_config, section)]["items"]
-        sample = collate_windows(list(rows), max_length=max_length)
+        sample = first_rows(training_data, _micro_batch(deepspeed_config, section), max_length=max_length)
     pipeline = RecommenderPipeline(
         model,
         num_stages=section.stages,

@@ -1,5 +1,5 @@
-"""How good a ranking is: full ranking over the catalogue, items that the user has seen filtered out.
+"""How good a ranking is.
 
-Every number that leaves this room has one protocol: the target is ranked among all items but the padding and the
-user's earlier items, and loses every tie.
+Every number that leaves this room has a protocol (:mod:`recparallel.data.protocols`); by default the target is ranked among
+all items but the padding and the user's earlier items. It loses every tie.
 """

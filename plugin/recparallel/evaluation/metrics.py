@@ -1,6 +1,6 @@
 """Ranks of targets in a full ranking, and the usual means over them.
 
-Shapes: ``B`` rows, ``V`` columns of the catalogue (``num_items + 1``, column 0 is the padding), ``P`` seen pairs.
+Shapes: ``B`` rows, ``V`` columns of the catalogue (``num_items + 1``, column 0 is the padding), ``P`` listed pairs.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,24 @@ from recparallel.tensor_parallel.table import own_rows
 def ranks_of_targets(
     scores_BV: Tensor,
     target_B: Tensor,
-    seen_rows: Tensor,
-    seen_cols: Tensor,
+    listed_rows: Tensor,
+    listed_cols: Tensor,
     *,
+    among: bool = False,
     num_columns: int | None = None,
     ranks: TensorRanks = ALONE,
 ) -> Tensor:
-    """Rank every row's target among all items that the user has not seen.
+    """Rank every row's target among all items but those listed for the row, or among these alone.
 
-    Column 0 and the seen items take no part, the target always does, even if it was seen before. A target ranks after
-    all items with the same score, so a model that scores everything alike is not rewarded.
+    Column 0 takes no part, the target always does, even if it is listed. A target ranks after all items with the same
+    score, so a model that scores everything alike is not rewarded.
 
     Args:
         scores_BV: scores, higher is better, any floating type; the other tensors are on its device.
         target_B: target items, int64; 0 marks a row without a user (the filling of a last batch).
-        seen_rows: row of each seen pair, int64, shape ``(P,)``.
-        seen_cols: item of each seen pair, int64, shape ``(P,)``.
+        listed_rows: row of each listed pair, int64, shape ``(P,)``.
+        listed_cols: item of each listed pair, int64, shape ``(P,)``.
+        among: the listed items are the target's rivals, not what is left out of them.
         num_columns: V, where ``ranks`` share the columns.
         ranks: each of which has the scores of its share of the columns; all call, and all get the result.
 
@@ -58,11 +60,13 @@ def ranks_of_targets(
         ]
         raise DataError(f"{int(found)} scores are NaN, {(where or ['all on other ranks'])[0]}: nothing to rank")
     target_col_B, own_B = own_rows(target_B, columns, ranks)
-    seen_col, own_seen = own_rows(seen_cols, columns, ranks)
+    listed_col, own_listed = own_rows(listed_cols, columns, ranks)
     score_B = ranks.all_reduce(scores_BV.gather(1, target_col_B[:, None]).squeeze(1).masked_fill(~own_B, 0.0))
     ahead_BV = scores_BV >= score_B[:, None]
     ahead_BV[:, padding] = False
-    ahead_BV[seen_rows[own_seen], seen_col[own_seen]] = False
+    listed_BV = torch.zeros_like(ahead_BV)
+    listed_BV[listed_rows[own_listed], listed_col[own_listed]] = True
+    ahead_BV &= listed_BV if among else ~listed_BV
     ahead_BV[own_B.nonzero().squeeze(1), target_col_B[own_B]] = False
     return (1 + ranks.all_reduce(ahead_BV.sum(dim=1))) * real_B
 

@@ -1,6 +1,7 @@
 """The popularity baseline: recommend to everybody what most users took, less what they have seen."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -8,8 +9,12 @@ import torch
 from torch import Tensor
 
 from recparallel.data.batching import evaluation_batches
-from recparallel.data.splits import Split
+from recparallel.data.protocols import FULL, Protocol
+from recparallel.data.splits.base import Split
 from recparallel.evaluation.metrics import ranks_of_targets, summarize
+
+_AT_ONCE = 10_000
+"""Users; numpy counts many items at once, and not all of them have to be in memory."""
 
 
 def popularity_scores(split: Split) -> Tensor:
@@ -18,7 +23,10 @@ def popularity_scores(split: Split) -> Tensor:
     Returns:
         float64, shape ``(num_items + 1,)``; entry 0, the padding, is 0.
     """
-    counts = np.bincount(np.concatenate(split.train), minlength=split.histories.num_items + 1)
+    counts = np.zeros(split.histories.num_items + 1, dtype=np.int64)
+    train = split.train
+    while some := list(islice(train, _AT_ONCE)):
+        counts += np.bincount(np.concatenate(some), minlength=len(counts))
     return torch.from_numpy(counts).double()
 
 
@@ -27,6 +35,7 @@ def evaluate_popularity(
     which: Literal["valid", "test"],
     *,
     max_length: int,
+    protocol: Protocol = FULL,
     ks: Sequence[int] = (10,),
     batch_size: int = 256,
 ) -> dict[str, float]:
@@ -42,8 +51,11 @@ def evaluate_popularity(
     """
     scores = popularity_scores(split)
     ranks = []
-    for batch in evaluation_batches(split.evaluation(which, max_length), max_length=max_length, batch_size=batch_size):
+    rows = split.evaluation(which, max_length, protocol)
+    for batch in evaluation_batches(rows, max_length=max_length, batch_size=batch_size):
         scores_BV = scores.expand(batch_size, -1)
-        ranks_B = ranks_of_targets(scores_BV, batch.target_B, batch.seen_rows, batch.seen_cols)
+        ranks_B = ranks_of_targets(
+            scores_BV, batch.target_B, batch.listed_rows, batch.listed_cols, among=protocol.among_listed
+        )
         ranks.append(ranks_B[batch.valid_B])
     return summarize(torch.cat(ranks), ks=ks)

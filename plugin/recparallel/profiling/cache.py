@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from recparallel.caches import cache_folder
 from recparallel.errors import PartitionError
 from recparallel.models.layer import Layer
 from recparallel.plan import Profile
-
-FOLDER = "RECPARALLEL_CACHE"
-"""Environment variable: where caches lie, instead of ``~/.cache/recparallel``."""
 
 MEASUREMENT = 5
 """The version of how layers and links are measured: it goes up when what an older version measured would mislead a newer one."""
@@ -31,12 +29,6 @@ class _File(BaseModel):
 
     measured: dict[str, Any]
     profile: Profile
-
-
-def cache_folder() -> Path:
-    """Where profiles are kept."""
-    root = os.environ.get(FOLDER) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recparallel"
-    return Path(root) / "profiles"
 
 
 def conditions(
@@ -103,7 +95,7 @@ def save(measured: dict[str, Any], profile: Profile, folder: Path | None = None)
 
 def _path(measured: dict[str, Any], folder: Path | None) -> Path:
     fingerprint = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:20]
-    return (folder or cache_folder()) / f"{fingerprint}.json"
+    return (folder or cache_folder("profiles")) / f"{fingerprint}.json"
 
 
 def _text(value: Any) -> str:

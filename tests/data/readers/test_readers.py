@@ -1,6 +1,6 @@
 import pytest
 
-from recparallel.data import load_log
+from recparallel.data.loading import load_log
 from recparallel.data.log import INTERACTION_FEATURES, ITEM_FEATURES
 from recparallel.data.readers import Reader
 from recparallel.data.readers.movielens_100k import GENRES
@@ -36,8 +36,8 @@ def test_movielens(folders, name):
     log = load_log(name, folders / name)
     assert log.name == name
     assert log.interactions.to_list() == [
-        {"user": "b", "item": "7", "timestamp": 90, "rating": 5.0},
-        {"user": "a", "item": "9", "timestamp": 80, "rating": 3.0},
+        {"user": "b", "item": "7", "timestamp": 90_000, "rating": 5.0},
+        {"user": "a", "item": "9", "timestamp": 80_000, "rating": 3.0},
     ]
     assert log.items.to_list() == [
         {"item": "7", "title": "Délicatessen (1991)", "genres": ["Comedy", "Sci-Fi"]},
@@ -52,10 +52,7 @@ def test_sequences_without_titles(folders):
         {"user": "b", "item": "9", "timestamp": 1, "rating": 1.0},
         {"user": "a", "item": "9", "timestamp": 0, "rating": 1.0},
     ]
-    assert log.items.to_list() == [
-        {"item": "7", "title": "7", "genres": []},
-        {"item": "9", "title": "9", "genres": []},
-    ]
+    assert log.items.to_list() == []
 
 
 def test_sequences_with_titles(folders):
@@ -63,7 +60,6 @@ def test_sequences_with_titles(folders):
     log = load_log("sequences", folders / "sequences")
     assert log.items.to_list() == [
         {"item": "7", "title": "Délicatessen (1991)", "genres": ["Comedy", "Sci-Fi"]},
-        {"item": "9", "title": "9", "genres": []},
     ]
 
 
@@ -159,8 +155,15 @@ def test_every_registered_reader_is_complete():
         reader = readers.load(name)
         assert issubclass(reader, Reader)
         assert reader.name == name
-        assert reader.files
+        assert reader.files or reader.generates
         assert reader.source
+
+
+def test_an_option_that_a_reader_has_not_is_named():
+    with pytest.raises(ConfigError, match=r"'movielens-1m' has no option 'user'; allowed are none"):
+        load_log("movielens-1m", None, options={"user": "uid"})
+    with pytest.raises(ConfigError, match=r"'csv' has no option 'usr'; allowed are .*user \(column of users"):
+        load_log("csv", None, options={"usr": "uid"})
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """MovieLens-100K: ``u.data`` and ``u.item`` as GroupLens publishes them (format: the README in the archive)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
+from recparallel.data.columns import Number, Text, Time
 from recparallel.data.delimited import read_delimited
-from recparallel.data.log import InteractionLog
-from recparallel.data.malformed import MalformedReport
+from recparallel.data.malformed import Tally
 from recparallel.data.readers import Reader
 from recparallel.errors import DataError
 
@@ -43,54 +44,48 @@ class MovieLens100K(Reader):
 
     name = "movielens-100k"
     files = ("u.data", "u.item")
+    optional_files = ("u.genre",)
     source = "the archive ml-100k.zip at https://grouplens.org/datasets/movielens/100k/"
 
-    def parse(self, folder: Path, *, max_malformed: float) -> InteractionLog:
-        interactions, malformed = read_delimited(
+    def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
+        return read_delimited(
             folder / "u.data",
             separator="\t",
-            columns=("user", "item", "rating", "timestamp"),
-            numbers={"rating": pl.Float32, "timestamp": pl.Int64},
-            required=("user", "item"),
+            columns={"user": Text(True), "item": Text(True), "rating": Number(), "timestamp": Time("s")},
             encoding="latin-1",
-            max_malformed=max_malformed,
+            tally=tally,
         )
-        genres, genres_malformed = _read_genres(folder / "u.genre", max_malformed=max_malformed)
-        flags = [f"flag_{i}" for i in range(len(genres))]
-        items, items_malformed = read_delimited(
+
+    def items(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
+        genres = _read_genres(folder / "u.genre", tally)
+        flags = {f"flag_{i}": Number(pl.Int64()) for i in range(len(genres))}
+        dates = {"release_date": Text(), "video_release_date": Text(), "url": Text()}
+        named = [pl.when(pl.col(flag) == 1).then(pl.lit(genre)) for flag, genre in zip(flags, genres)]
+        for table in read_delimited(
             folder / "u.item",
             separator="|",
-            columns=("item", "title", "release_date", "video_release_date", "url", *flags),
-            numbers=dict.fromkeys(flags, pl.Int64),
-            required=("item",),
+            columns={"item": Text(True), "title": Text(), **dates, **flags},
             unique="item",
             encoding="latin-1",
-            max_malformed=max_malformed,
-        )
-        named = [pl.when(pl.col(flag) == 1).then(pl.lit(genre)) for flag, genre in zip(flags, genres)]
-        return InteractionLog.from_tables(
-            self.name,
-            interactions=interactions,
-            items=items.with_columns(genres=pl.concat_list(named).list.drop_nulls()),
-            malformed=malformed + genres_malformed + items_malformed,
-        )
+            tally=tally,
+        ):
+            yield table.select("item", "title", pl.concat_list(named).list.drop_nulls().alias("genres"))
 
 
-def _read_genres(path: Path, *, max_malformed: float) -> tuple[tuple[str, ...], MalformedReport]:
+def _read_genres(path: Path, tally: Tally) -> tuple[str, ...]:
     if not path.is_file():
-        return GENRES, MalformedReport()
-    table, malformed = read_delimited(
-        path,
-        separator="|",
-        columns=("genre", "index"),
-        numbers={"index": pl.Int64},
-        required=("genre",),
-        encoding="latin-1",
-        max_malformed=max_malformed,
-    )
-    table = table.sort("index")
+        return GENRES
+    table = pl.concat(
+        read_delimited(
+            path,
+            separator="|",
+            columns={"genre": Text(True), "index": Number(pl.Int64())},
+            encoding="latin-1",
+            tally=tally,
+        )
+    ).sort("index")
     if table["index"].to_list() != list(range(table.height)):
         raise DataError(
             f"{path}: the genres must be numbered 0 to {table.height - 1} without gaps, got {table['index'].to_list()}"
         )
-    return tuple(table["genre"]), malformed
+    return tuple(table["genre"])

@@ -1,12 +1,13 @@
 """MovieLens-1M: ``ratings.dat`` and ``movies.dat`` as GroupLens publishes them (format: the README in the archive)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
+from recparallel.data.columns import Number, Text, Time
 from recparallel.data.delimited import read_delimited
-from recparallel.data.log import InteractionLog
-from recparallel.data.malformed import MalformedReport
+from recparallel.data.malformed import Tally
 from recparallel.data.readers import Reader
 
 
@@ -17,41 +18,39 @@ class MovieLens1M(Reader):
     files = ("ratings.dat", "movies.dat")
     source = "the archive ml-1m.zip at https://grouplens.org/datasets/movielens/1m/"
 
-    def parse(self, folder: Path, *, max_malformed: float) -> InteractionLog:
-        interactions, malformed = read_delimited(
+    def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
+        return read_delimited(
             folder / "ratings.dat",
             separator="::",
-            columns=("user", "item", "rating", "timestamp"),
-            numbers={"rating": pl.Float32, "timestamp": pl.Int64},
-            required=("user", "item"),
+            columns={"user": Text(True), "item": Text(True), "rating": Number(), "timestamp": Time("s")},
             encoding="latin-1",
-            max_malformed=max_malformed,
-        )
-        items, items_malformed = read_movies(folder / "movies.dat", max_malformed=max_malformed)
-        return InteractionLog.from_tables(
-            self.name, interactions=interactions, items=items, malformed=malformed + items_malformed
+            tally=tally,
         )
 
+    def items(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
+        return read_movies(folder / "movies.dat", tally)
 
-def read_movies(path: Path, *, max_malformed: float) -> tuple[pl.DataFrame, MalformedReport]:
+
+def read_movies(path: Path, tally: Tally) -> Iterator[pl.DataFrame]:
     """Read a ``movies.dat``.
 
-    Returns:
-        Columns ``item``, ``title`` (string) and ``genres`` (list of string) in file order, and the report about
-        malformed rows.
+    Yields:
+        Columns ``item``, ``title`` (string) and ``genres`` (list of string) in file order.
 
     Raises:
         DataError: the file is empty, or too many rows are malformed.
     """
-    table, malformed = read_delimited(
+    for table in read_delimited(
         path,
         separator="::",
-        columns=("item", "title", "genres"),
-        numbers={},
-        required=("item",),
+        columns={"item": Text(True), "title": Text(), "genres": Text()},
         unique="item",
         encoding="latin-1",
-        max_malformed=max_malformed,
-    )
-    genres = pl.col("genres").str.split("|").list.eval(pl.element().filter(pl.element() != ""))
-    return table.select("item", "title", genres), malformed
+        tally=tally,
+    ):
+        yield table.select("item", "title", split_genres(pl.col("genres"), "|"))
+
+
+def split_genres(text: pl.Expr, separator: str) -> pl.Expr:
+    """A list of names, from text that has them with a separator between."""
+    return text.str.split(separator).list.eval(pl.element().str.strip_chars().filter(pl.element() != ""))

@@ -3,13 +3,10 @@
 import filecmp
 import logging
 import shutil
-import tempfile
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from recparallel.data.log import InteractionLog
-from recparallel.data.readers import Reader
 from recparallel.data.readers.movielens_100k import MovieLens100K
 from recparallel.data.synthetic import write_synthetic
 from recparallel.errors import DataError
@@ -17,7 +14,7 @@ from recparallel.errors import DataError
 logger = logging.getLogger(__name__)
 
 
-class Synthetic(Reader):
+class Synthetic(MovieLens100K):
     """Generate a log with the default sizes of :func:`~recparallel.data.synthetic.write_synthetic` and ``seed``, and
     read it.
 
@@ -26,20 +23,17 @@ class Synthetic(Reader):
     """
 
     name = "synthetic"
-    files = ("u.data", "u.item")
     source = "nowhere: it is generated from a seed, without a folder or into an empty one"
     generates = True
 
-    def read(self, folder: Path, *, max_malformed: float) -> InteractionLog:
-        with tempfile.TemporaryDirectory() as name:
-            made = Path(name)
-            write_synthetic(made, seed=self.seed)
-            log = super().read(made, max_malformed=max_malformed)
-            self._leave(made, folder)
-        return log
+    def identity(self, folder: Path) -> Any:
+        return ["seed", self.seed]
 
-    def parse(self, folder: Path, *, max_malformed: float) -> InteractionLog:
-        return replace(MovieLens100K().read(folder, max_malformed=max_malformed), name=self.name)
+    def folder(self, data_dir: Path | None, scratch: Path) -> Path:
+        write_synthetic(scratch, seed=self.seed)
+        if data_dir is not None:
+            self._leave(scratch, data_dir)
+        return scratch
 
     def _leave(self, made: Path, folder: Path) -> None:
         if folder.exists() and not folder.is_dir():

@@ -1,116 +1,114 @@
-"""Leave one out: the last item of a history is for testing, the one before it for validation, the rest for training."""
+"""What a split is: of each user, the items to train on, and one target to validate and one to test with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, overload
 
-import datasets
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from recparallel.data.histories import Histories
+from recparallel.data.protocols import FULL, Protocol
+from recparallel.data.windows import Windows
 from recparallel.errors import ConfigError, DataError
 
-WINDOW_FEATURES = datasets.Features({"items": datasets.List(datasets.Value("int64"))})
-
-EVALUATION_FEATURES = datasets.Features(
-    {
-        "user": datasets.Value("int64"),
-        "history": datasets.List(datasets.Value("int64")),
-        "target": datasets.Value("int64"),
-        "seen": datasets.List(datasets.Value("int64")),
-    }
-)
-
-_NUM_HELD_OUT = {"valid": 2, "test": 1}
-
-
-def leave_one_out(histories: Histories) -> "Split":
-    """Split every history into train (all but the last two items), valid (second last) and test (last).
-
-    Raises:
-        DataError: a history has fewer than three items.
-    """
-    for user, sequence in zip(histories.user_names, histories.sequences):
-        if len(sequence) < 3:
-            raise DataError(
-                f"leave-one-out needs at least 3 items a user, but user {user!r} has {len(sequence)}; "
-                f"build the histories with min_events=3 or more"
-            )
-    return Split(histories)
+Part = Literal["valid", "test"]
+NONE = -1
+"""The position of a target that a user has not."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a leave-one-out split; all of them are views into ``histories``."""
+    """Places in ``histories``; nothing is copied.
 
+    Attributes:
+        name: the protocol, in words, as metrics carry it.
+        histories: what is split.
+        train_ends_U: of each user, how many of the first items are for training, at least 0.
+        targets: of each part, each user's target: its position in the sequence, or :data:`NONE`. What comes before it is
+            the history to predict from.
+    """
+
+    name: str
     histories: Histories
+    train_ends_U: NDArray[np.int64]
+    targets: Mapping[str, NDArray[np.int64]]
 
     @property
-    def train(self) -> list[NDArray[np.int64]]:
-        """For each user the items to train on, at least one."""
-        return [sequence[:-2] for sequence in self.histories.sequences]
+    def train(self) -> Iterator[NDArray[Any]]:
+        """For each user the items to train on."""
+        return (items[:end] for items, end in zip(self.histories.sequences, self.train_ends_U.tolist()))
 
-    def train_windows(self, max_length: int) -> datasets.Dataset:
-        """Cut the training histories into windows of at most ``max_length`` transitions.
+    def train_windows(self, max_length: int) -> Windows:
+        """Cut the training histories into windows of at most ``max_length`` transitions, see :meth:`Windows.cut`."""
+        return Windows.cut(self.histories.sequences, self.train_ends_U, max_length)
 
-        Windows are cut from a history's end and overlap by the one item that is the target of the earlier and the
-        first input of the later: every transition is in exactly one window, and only a history's first window may be
-        short. A history of a single item has no transition and gives none.
+    def evaluation(self, which: Part, max_length: int, protocol: Protocol = FULL) -> "Evaluation":
+        """One row a user who has a target: predict it from what came before.
 
-        Returns:
-            Column ``items``: int64 lists of 2 to ``max_length + 1`` items, by user and then by time.
-
-        Raises:
-            ConfigError: ``max_length`` is less than 1.
-            DataError: no history has a transition.
-        """
-        _check_max_length(max_length)
-        windows = [
-            history[max(0, end - max_length - 1) : end]
-            for history in self.train
-            for end in reversed(range(len(history), 1, -max_length))
-        ]
-        if not windows:
-            raise DataError("there is nothing to train on: every training history has a single item")
-        return _dataset({"items": _lists(windows)}, WINDOW_FEATURES)
-
-    def evaluation(self, which: Literal["valid", "test"], max_length: int) -> datasets.Dataset:
-        """One row a user: predict ``target`` from ``history``.
-
-        The history of a test target includes the validation item.
-
-        Returns:
-            Columns ``user`` (int64, index into ``user_names``), ``history`` (int64 list, the last ``max_length`` items
-            before the target), ``target`` (int64), ``seen`` (int64 list, all items before the target).
+        Args:
+            which: the part.
+            max_length: items of a history, the last ones.
+            protocol: among which items targets are ranked.
 
         Raises:
             ConfigError: ``which`` is neither, or ``max_length`` is less than 1.
+            DataError: nobody has such a target.
         """
-        if which not in _NUM_HELD_OUT:
+        if which not in self.targets:
             raise ConfigError(f"an evaluation is on 'valid' or 'test', got {which!r}")
-        _check_max_length(max_length)
-        held_out = _NUM_HELD_OUT[which]
-        sequences = self.histories.sequences
-        seen = [sequence[:-held_out] for sequence in sequences]
-        columns = {
-            "user": pl.Series(np.arange(len(sequences), dtype=np.int64)),
-            "history": _lists([items[-max_length:] for items in seen]),
-            "target": pl.Series(np.array([sequence[-held_out] for sequence in sequences], dtype=np.int64)),
-            "seen": _lists(seen),
+        if max_length < 1:
+            raise ConfigError(f"max_length must be at least 1, got {max_length}")
+        target_U = self.targets[which]
+        user_N = np.flatnonzero(target_U != NONE)
+        if not len(user_N):
+            raise DataError(f"the split {self.name!r} leaves no user with a target to {which} with")
+        return Evaluation(self.histories, user_N, target_U[user_N], max_length, protocol)
+
+
+class Evaluation(Sequence[Mapping[str, Any]]):
+    """Rows to predict, made when they are looked at.
+
+    A row has ``user`` (its number), ``history`` (the last ``max_length`` items before the target), ``target`` (an item) and
+    ``listed`` (items: what :meth:`Protocol.listed` says).
+
+    Args:
+        histories: of all users.
+        user_N: whose rows these are.
+        target_N: position of each row's target.
+        max_length: of a history.
+        protocol: among which items targets are ranked.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        user_N: NDArray[np.int64],
+        target_N: NDArray[np.int64],
+        max_length: int,
+        protocol: Protocol = FULL,
+    ) -> None:
+        self.histories = histories
+        self.user_N, self.target_N = user_N, target_N
+        self.max_length = max_length
+        self.protocol = protocol
+
+    def __len__(self) -> int:
+        return len(self.user_N)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Evaluation": ...
+    def __getitem__(self, index: int | slice) -> "Mapping[str, Any] | Evaluation":
+        if isinstance(index, slice):
+            return Evaluation(self.histories, self.user_N[index], self.target_N[index], self.max_length, self.protocol)
+        user, target = int(self.user_N[index]), int(self.target_N[index])
+        items = self.histories.sequences[user]
+        seen = items[:target]
+        return {
+            "user": user,
+            "history": seen[-self.max_length :],
+            "target": int(items[target]),
+            "listed": self.protocol.listed(user, int(items[target]), seen, self.histories.num_items),
         }
-        return _dataset(columns, EVALUATION_FEATURES)
-
-
-def _check_max_length(max_length: int) -> None:
-    if max_length < 1:
-        raise ConfigError(f"max_length must be at least 1, got {max_length}")
-
-
-def _lists(arrays: Sequence[NDArray[np.int64]]) -> pl.Series:
-    return pl.Series(arrays, dtype=pl.List(pl.Int64))
-
-
-def _dataset(columns: dict[str, pl.Series], features: datasets.Features) -> datasets.Dataset:
-    return datasets.Dataset.from_polars(pl.DataFrame(columns), features=features)

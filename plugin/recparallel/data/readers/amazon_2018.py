@@ -1,0 +1,43 @@
+"""Amazon Reviews 2018: reviews and metadata as McAuley's lab publishes them (Ni, Li & McAuley, EMNLP 2019)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from recparallel.data.columns import Number, Text, Time
+from recparallel.data.malformed import Tally
+from recparallel.data.readers import Reader
+from recparallel.data.records import read_records
+
+
+class Amazon2018(Reader):
+    """Read one category: the reviews, a JSON object a line (``reviewerID``, ``asin``, ``overall``, ``unixReviewTime``), and
+    the metadata (``asin``, ``title``, ``category``) where it is there. Compressed or not, 5-core or whole."""
+
+    name = "amazon-2018"
+    files = ("[!m]*.json*",)
+    optional_files = ("meta_*.json*",)
+    source = (
+        "a category's reviews (Books_5.json.gz, say) and its metadata (meta_Books.json.gz), alone in a folder, from "
+        "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/"
+    )
+
+    def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
+        for path in self.matching(folder, self.files[0]):
+            yield from read_records(
+                path,
+                fields={"user": "reviewerID", "item": "asin", "timestamp": "unixReviewTime", "rating": "overall"},
+                columns={"user": Text(True), "item": Text(True), "timestamp": Time("s"), "rating": Number()},
+                tally=tally,
+            )
+
+    def items(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
+        for path in self.matching(folder, self.optional_files[0]):
+            yield from read_records(
+                path,
+                fields={"item": "asin", "title": "title"},
+                lists={"genres": "category"},
+                columns={"item": Text(True), "title": Text()},
+                tally=tally,
+            )

@@ -1,0 +1,1 @@
+"""What the recipes share: the options of a training, its loop, and what it writes."""

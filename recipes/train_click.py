@@ -7,6 +7,7 @@ answer alone; what counts is the AUC of the difference of the logits of yes and 
 ``python recipes/train_click.py --help``.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import recparallel
 from recparallel.data.prompts.reading import Prompt, read_prompts, some_of
 from recparallel.data.prompts.tokens import Encoder, load_tokenizer, train_tokenizer
 from recparallel.engines.scoring import score_answers
-from recparallel.errors import ConfigError
+from recparallel.errors import ConfigError, DataError
 from recparallel.evaluation.auc import auc
 from recparallel.models.zoo import Card, find_card
 from recparallel.training.arguments import RANK, TrainingArguments, check_arguments, first_given
+from recparallel.training.identity import check_same_data
 from recparallel.training.run import Task, describe_plan, run, set_up
 from recparallel.training.start import start
 
@@ -86,7 +88,12 @@ def train(arguments: Arguments, output_dir: Path) -> None:
     }
     if data_args.num_train_prompts is not None:
         parts["train"] = some_of(parts["train"], data_args.num_train_prompts, seed=data_args.sample_seed)
+    for part in ("valid", "test"):  # before the training: they must tell something
+        if len({prompt.liked for prompt in parts[part]}) < 2:
+            raise DataError(f"{data_args.data_dir}/{part}.json: all answers are the same; AUC compares two kinds")
     encoder = Encoder(tokenizer_of(model_args, card, parts["train"]), max_length)
+    identity = {"prompts": fingerprint_of(parts["train"]), "vocabulary": fingerprint_of(encoder.tokenizer.get_vocab())}
+    check_same_data(output_dir, {**identity, "max_length": str(max_length)}, resume=train_args.resume)
 
     def auc_of(engine: Any, part: str) -> float:
         def progress(batches: Any) -> Any:
@@ -132,6 +139,12 @@ def tokenizer_of(model_args: ModelArguments, card: Card | None, prompts: list[Pr
     if card is None:
         return load_tokenizer(model_args.model)
     return train_tokenizer(prompts, vocab_size=model_args.vocab_size)
+
+
+def fingerprint_of(content: Any) -> str:
+    """Of prompts, or of a vocabulary."""
+    ordered = sorted(content.items()) if isinstance(content, dict) else content
+    return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
 
 def build_model(model_args: ModelArguments, card: Card | None, encoder: Encoder) -> recparallel.Recommender:

@@ -29,6 +29,7 @@ from recparallel.evaluation.metrics import summarize
 from recparallel.evaluation.popularity import evaluate_popularity, popularity_scores
 from recparallel.models.zoo import Card, Head, find_card
 from recparallel.training.arguments import RANK, TrainingArguments, check_arguments, first_given
+from recparallel.training.identity import check_same_data
 from recparallel.training.run import Task, describe_plan, run, set_up
 from recparallel.training.start import start
 
@@ -102,14 +103,19 @@ def train(arguments: Arguments, output_dir: Path) -> None:
     max_length = first_given(data_args.max_length, card and card.data.max_length, 100)
 
     prepared = prepare_log(data_args)
+    identity = {"log": prepared.manifest.fingerprint, "split": f"{data_args.split} {data_args.split_share}"}
+    check_same_data(output_dir, {**identity, "max_length": str(max_length)}, resume=train_args.resume)
     split: Split = split_by(prepared.histories(), share=data_args.split_share)
+
+    # Before the training: a split may leave nobody to predict for.
+    parts: tuple[Part, ...] = ("valid", "test") if train_args.eval_epochs else ("test",)
+    rows = {part: split.evaluation(part, max_length, protocol) for part in parts}
 
     def rank_part(engine: Any, part: Part) -> torch.Tensor:
         def progress(batches: Any) -> Any:
             return tqdm(batches, desc=f"rank {part}", unit="batch", leave=False, disable=RANK != 0)
 
-        rows = split.evaluation(part, max_length, protocol)
-        return rank_targets(engine, rows, max_length=max_length, protocol=protocol, progress=progress)
+        return rank_targets(engine, rows[part], max_length=max_length, protocol=protocol, progress=progress)
 
     def began(engine: Any) -> None:
         if RANK == 0:
@@ -118,8 +124,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             (output_dir / ITEMS).write_text(json.dumps(list(split.histories.item_names[1:])))
 
     def validate(engine: Any) -> dict[str, float]:
-        metrics = summarize(rank_part(engine, "valid"), ks=(10,))
-        return {name: metrics[name] for name in ("HR@10", "NDCG@10")}
+        return summarize(rank_part(engine, "valid"), ks=(10,))
 
     def test(engine: Any) -> dict[str, Any]:
         ranks = rank_part(engine, "test")
@@ -149,6 +154,8 @@ def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> 
     """The recommender that the arguments name; options of the head come from the card where they were left out."""
     head = card.head if card else Head()
     loss = model_args.loss or head.loss
+    if loss == "answers":
+        raise ConfigError("loss 'answers' is for prompts: use recipes/train_click.py")
     options: dict[str, Any] = dict(head.loss_options) if loss == head.loss else {}
     if loss == "sampled_softmax":
         options["item_counts"] = popularity_scores(split)

@@ -44,6 +44,7 @@ def test_errors_come_without_a_traceback(log, monkeypatch, capsys):
         (["prepare", "csv", "--option", "user"], "--option: expected name=value"),
         (["prepare", "cvs"], "Did you mean 'csv'"),
         (["describe", str(log)], "holds no prepared log"),
+        (["describe", str(log), "--min-user-events", "5"], "is prepared already"),
     ):
         monkeypatch.setattr("sys.argv", ["recparallel", "data", *arguments])
         with pytest.raises(SystemExit) as stopped:

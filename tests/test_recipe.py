@@ -109,7 +109,9 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path):
     victim = 0  # that of rank 1 is killed in the middle of a move: tests/engines/test_killed_moves.py
     config = write_config(tmp_path / "ds.json")
     output = tmp_path / "run"
-    arguments = _arguments(config, log, output, "--report_to", "none", "--eval_epochs", "0", "--save_steps", "5")
+    protocol = ("--split", "temporal", "--split_share", "0.2", "--ranking", "sampled-20", "--filter_seen", "false")
+    options = ("--report_to", "none", "--eval_epochs", "0", "--save_steps", "5", *protocol)
+    arguments = _arguments(config, log, output, *options)
     job = subprocess.Popen(
         command(2, *arguments, "--max_steps", "100000"),
         cwd=Path(__file__).parent.parent,
@@ -138,6 +140,9 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path):
     assert (
         last["step"] == stored + 3
     )  # steps behind the checkpoint were done once before the kill, and are in the file too
+    said = json.loads((output / "metrics.json").read_text())["protocol"]
+    assert said.startswith("global temporal, the last 0.2 of all events for test, a user's first one as target, ")
+    assert "ranking among 20 sampled items, seen items left in" in said
 
 
 @pytest.mark.parametrize(
@@ -151,10 +156,31 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(log, tmp_path):
         ({}, ["--dataset", "movielens-100"], ["'movielens-100'", "Did you mean 'movielens-100k'"]),
         ({}, ["--model", "lama-tiny"], ["'lama-tiny'", "Did you mean 'llama-tiny'"]),
         ({}, ["--data_dir", "/nowhere"], ["/nowhere", "u.data", "grouplens"]),
+        ({}, ["--split", "temporel"], ["--split", "'temporel'", "Did you mean 'temporal'"]),
+        ({}, ["--ranking", "best"], ["'best'", "full, and sampled-N"]),
+        ({}, ["--min_user_events", "90"], ["no history is left", "90 events (min_user_events)"]),
+        ({}, ["--data_options", "user"], ["--data_options: expected name=value", "'user'"]),
+        ({}, ["--loss", "answers"], ["'answers' is for prompts", "recipes/train_click.py"]),
         ({}, ["--num_train_epochs", "0"], ["--num_train_epochs must be at least 1, got 0"]),
         ({"train_batch_size": "auto"}, [], ["train_batch_size must be an integer", "'auto'"]),
     ],
-    ids=["key", "method", "stages", "zero", "batch", "dataset", "model", "data", "epochs", "auto"],
+    ids=[
+        "key",
+        "method",
+        "stages",
+        "zero",
+        "batch",
+        "dataset",
+        "model",
+        "data",
+        "split",
+        "ranking",
+        "filter",
+        "options",
+        "loss",
+        "epochs",
+        "auto",
+    ],
 )
 def test_bad_input_is_refused_before_any_process_group(log, tmp_path, monkeypatch, changes, arguments, said):
     config = write_config(tmp_path / "ds.json", **changes)

@@ -11,6 +11,7 @@ import typer
 
 from recparallel import registry
 from recparallel.data.cleaning import Filters
+from recparallel.errors import ConfigError
 
 if TYPE_CHECKING:
     from recparallel.data.prepared import Prepared
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Interaction logs: prepare them, look at them.")
 
 _DEFAULTS = Filters()
+_MAX_MALFORMED = 0.001
 
 Dataset = Annotated[str, typer.Argument(help=f"one of {', '.join(sorted(registry.readers))}; or a prepared folder")]
 DataDir = Annotated[Path | None, typer.Option(help="folder with the dataset's original files")]
@@ -38,7 +40,7 @@ def prepare_command(
     data_dir: DataDir = None,
     option: Option = None,
     to: To = None,
-    max_malformed: MaxMalformed = 0.001,
+    max_malformed: MaxMalformed = _MAX_MALFORMED,
     min_user_events: MinUserEvents = _DEFAULTS.min_user_events,
     min_item_events: MinItemEvents = _DEFAULTS.min_item_events,
     max_user_events: MaxUserEvents = _DEFAULTS.max_user_events,
@@ -58,7 +60,7 @@ def describe_command(
     plot: Annotated[
         Path | None, typer.Option(help="picture to write: lengths of histories, popularity of items")
     ] = None,
-    max_malformed: MaxMalformed = 0.001,
+    max_malformed: MaxMalformed = _MAX_MALFORMED,
     min_user_events: MinUserEvents = _DEFAULTS.min_user_events,
     min_item_events: MinItemEvents = _DEFAULTS.min_item_events,
     max_user_events: MaxUserEvents = _DEFAULTS.max_user_events,
@@ -92,6 +94,10 @@ def _prepared(
     from recparallel.data.prepared import Prepared
 
     if dataset not in registry.readers and Path(dataset).is_dir():
+        if data_dir or option or to or filters != Filters() or max_malformed != _MAX_MALFORMED:
+            raise ConfigError(
+                f"{dataset} is prepared already: data_dir, to, options and filters have no effect; leave them out"
+            )
         return Prepared.open(Path(dataset))
     options = parse_options(option or [], where="--option")
     return prepare(

@@ -172,7 +172,7 @@ def test_a_header_finds_columns_by_name(tmp_path):
     assert table.rows() == [(2, "a", 4.0), (3, "b,c", 5.0)]
     assert [(row.line, row.reason) for row in report.first] == [
         (4, "rating 'x' is not a number (Float32)"),
-        (5, "a quotation is not closed on this line"),
+        (5, "quotation marks do not go together on this line"),
     ]
 
 
@@ -202,3 +202,23 @@ def test_a_file_that_is_mostly_malformed_is_not_read_to_its_end(tmp_path):
     )
     with pytest.raises(DataError, match="10000 of 10000 rows are malformed"):
         list(pieces)
+
+
+def test_a_gzip_file_with_wrong_bytes_is_named(tmp_path):
+    packed = bytearray(gzip.compress("".join(GOOD.format(i) for i in range(1000)).encode()))
+    packed[12:40] = bytes(28)
+    (tmp_path / "log.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"log\.gz: cannot be unpacked"):
+        read(tmp_path / "log.gz")
+
+
+def test_a_header_without_an_end_stops_at_once(tmp_path):
+    (tmp_path / "log").write_text("x" * (2 * 2**20))
+    with pytest.raises(DataError, match="the first line is longer than 1 MiB"):
+        read_csv(tmp_path / "log")
+
+
+def test_a_mark_inside_the_file_stays(tmp_path):
+    (tmp_path / "log").write_bytes(GOOD.format(1).encode() + "\ufeffu2::i::4::2\n".encode())
+    for piece_bytes in (1, 10_000):
+        assert read(tmp_path / "log", piece_bytes=piece_bytes)[0]["user"].to_list() == ["u1", "\ufeffu2"]

@@ -2,6 +2,7 @@ import gzip
 import json
 import multiprocessing
 import random
+import socket
 from collections import defaultdict
 
 import numpy as np
@@ -92,8 +93,9 @@ def test_overlong_users_are_dropped_and_named(prepare_rows, caplog):
     rows = [("bot", str(i), i) for i in range(50)] + [("u", str(i), i) for i in range(10)]
     prepared = prepare_rows(rows, filters=Filters(max_user_events=20))
     assert list(named(prepared)) == ["u"]
-    assert (prepared.manifest.report.overlong_users, prepared.manifest.report.overlong_events) == (["bot"], 50)
-    assert "overlong users (bot), left out: 50" in caplog.text
+    report = prepared.manifest.report
+    assert (report.overlong_users, report.overlong_names, report.overlong_events) == (1, ["bot"], 50)
+    assert "1 overlong users (first bot), left out: 50" in caplog.text
     with pytest.raises(DataError, match=r"all of its 2 users, 'u' first.*is this the column of users"):
         prepare_rows(rows, filters=Filters(max_user_events=5))
 
@@ -135,7 +137,7 @@ def test_the_second_time_nothing_is_read(prepare_rows, tmp_path):
 def test_what_a_killed_run_left_is_in_nobodys_way(prepare_rows, tmp_path):
     rows = [("u", item, 0) for item in "abc"]
     prepared = prepare_rows(rows)
-    part = prepared.folder.with_name(prepared.folder.name + ".part")
+    part = prepared.folder.with_name(f"{prepared.folder.name}.{socket.gethostname()}.1.part")
     prepared.folder.rename(part)  # as if it had been killed before the end
     (log,) = [path for path in tmp_path.iterdir() if path.name.startswith("log-")]
     options = {"separator": "\t", "rating": "rating", "timestamp_unit": "order"}

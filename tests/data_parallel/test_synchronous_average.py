@@ -97,6 +97,29 @@ def test_a_gradient_that_is_not_finite_reaches_every_rank_and_no_residual(pools,
         assert equal(bad[rank][1], good[rank][1])
 
 
+def after_an_overflow():
+    """Of a matrix whose products overflow: whether the step counted as finite, and what comes of the next one."""
+    from recparallel.collectives.bucket import Bucket
+
+    hook = hook_of({"codec": "power_sgd"})
+    answers = []
+    for value in (3e36, 3.4e38, 1.0):
+        parameter = torch.zeros(4096, 16)
+        bucket = Bucket(torch.full((parameter.numel(),), value), (parameter,), ("w",), 0, True)
+        average = hook(bucket).wait()
+        hook.step_done(made=True)
+        kept = [*hook.state_dict()["residuals"].values(), *hook.state_dict()["factors"].values()]
+        answers.append((bool(average.isfinite().all()), all(bool(part.isfinite().all()) for part in kept)))
+    return answers
+
+
+def test_products_that_overflow_are_kept_nowhere(pools):
+    for answers in pools[2].run(after_an_overflow):
+        assert [kept for _, kept in answers] == [True] * 3
+        assert answers[-1][0]
+        assert not answers[1][0]
+
+
 @pytest.mark.parametrize("memory", [{}, {"momentum_correction": {"momentum": 0.5}}])
 def test_a_step_that_was_skipped_elsewhere_leaves_the_state_untouched(pools, memory):
     """An overflow on another stage: everything here was finite."""

@@ -46,12 +46,13 @@ class CleaningReport(BaseModel):
         malformed: of these, left out.
         malformed_first: the first of them, as ``path:line: reason: text``.
         below_min_rating: interactions that are none.
-        overlong_users: users with too many events, by the names of the first of them.
-        overlong_events: theirs.
+        overlong_users, overlong_events: users with too many events, and these.
+        overlong_names: the first of these users.
         duplicates: repeated another interaction in every column.
         out_of_order: came behind a later one of the same user in the files; they are sorted, not left out.
         short_users, short_events: users with too few events, and these.
         rare_items, rare_events: items with too few events, and these.
+        repeated_items: rows of metadata about an item that an earlier one was about; left out.
         untitled_items: items that are left and that the metadata lacks; they are called by their id. 0 without metadata.
     """
 
@@ -61,14 +62,16 @@ class CleaningReport(BaseModel):
     malformed: int = 0
     malformed_first: list[str] = []
     below_min_rating: int = 0
-    overlong_users: list[str] = []
+    overlong_users: int = 0
     overlong_events: int = 0
+    overlong_names: list[str] = []
     duplicates: int = 0
     out_of_order: int = 0
     short_users: int = 0
     short_events: int = 0
     rare_items: int = 0
     rare_events: int = 0
+    repeated_items: int = 0
     untitled_items: int = 0
 
     def lines(self) -> list[tuple[str, int]]:
@@ -76,13 +79,14 @@ class CleaningReport(BaseModel):
         steps = {
             "malformed rows, left out": self.malformed,
             "interactions below the least rating, left out": self.below_min_rating,
-            f"events of {len(self.overlong_users)} overlong users ({', '.join(self.overlong_users[:3])}), left out": (
+            f"events of {self.overlong_users:,} overlong users (first {', '.join(self.overlong_names[:3])}), left out": (
                 self.overlong_events
             ),
             "exact duplicates, left out": self.duplicates,
             "rows out of order, sorted": self.out_of_order,
             f"events of {self.rare_items:,} rare items, left out": self.rare_events,
             f"events of {self.short_users:,} short users, left out": self.short_events,
+            "rows about an item that an earlier row was about, left out": self.repeated_items,
             "items that the metadata lacks, called by their id": self.untitled_items,
         }
         return [(words, count) for words, count in steps.items() if count]

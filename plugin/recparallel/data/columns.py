@@ -67,6 +67,7 @@ class Number:
     default: float | None = None
 
     def read(self, text: pl.Expr) -> pl.Expr:
+        text = text.replace({"true": "1", "false": "0"})  # a label, as JSON and Parquet have it
         value = text.cast(self.dtype, strict=False)
         if self.dtype.is_float():
             value = pl.when(value.is_finite()).then(value)
@@ -109,8 +110,8 @@ class Time:
         wrong = pl.format(f"{name} '{{}}' is no time in {word} between 1970 and 2100", shown)
         others = []
         for other in UNITS:
-            instead = _as_milliseconds(text, other)
-            fits = (instead >= _EARLY) & (instead < _LAST)
+            fits = (instead := _as_milliseconds(text, other)).is_between(_EARLY, _LAST, closed="left")
+            instead = pl.when(fits).then(instead)  # others may be no dates at all
             year = instead.cast(pl.Datetime("ms")).dt.strftime("%Y-%m-%d")
             others.append(
                 pl.when(fits & (pl.lit(other) != self.unit)).then(

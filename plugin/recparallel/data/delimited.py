@@ -114,7 +114,7 @@ def _split(table: pl.DataFrame, separator: str, num_fields: int, *, quoted: bool
         table = table.with_columns(fields=pl.Series(parts, dtype=pl.List(pl.String)))
     else:
         table = table.with_columns(fields=pl.col("text").str.split(separator))
-    unclosed = pl.when(pl.col("fields").is_null()).then(pl.lit("a quotation is not closed on this line"))
+    unclosed = pl.when(pl.col("fields").is_null()).then(pl.lit("quotation marks do not go together on this line"))
     found = pl.col("fields").list.len()
     other = pl.when(found != num_fields).then(pl.format(f"expected {num_fields} fields, found {{}}", found))
     return table.with_columns(reason=pl.coalesce("reason", unclosed, other))

@@ -1,7 +1,8 @@
 """Histories: the items of each user in the order of time, as numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -60,3 +61,10 @@ def lengths_of(lists: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     if known is not None:
         return known  # type: ignore[no-any-return]
     return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+
+
+def in_parts(lists: Sequence[NDArray[Any]], at_once: int = 10_000) -> Iterator[NDArray[Any]]:
+    """All numbers of all lists, some lists at a time."""
+    everything = iter(lists)
+    while some := list(islice(everything, at_once)):
+        yield np.concatenate(some)

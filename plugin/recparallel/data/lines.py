@@ -2,7 +2,9 @@
 
 import codecs
 import gzip
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -13,6 +15,7 @@ from recparallel.errors import DataError
 Encoding = Literal["latin-1", "utf-8"]
 
 PIECE_BYTES = 32 * 2**20
+_HEADER_BYTES = 2**20
 MAX_LINE_BYTES = 256 * 2**20
 """Of one line: what is longer is not a line, and would have to be held in memory several times."""
 
@@ -54,36 +57,45 @@ def first_line(path: Path, *, encoding: Encoding) -> str:
     """The first line of a file, without its end.
 
     Raises:
-        DataError: the file cannot be unpacked.
+        DataError: the line is longer than a header is, or the file cannot be unpacked.
     """
-    return str(next(read_lines(path, encoding=encoding, piece_bytes=2**16))["text"][0])
+    with _open(path) as file:
+        line = file.readline(_HEADER_BYTES)
+    if not line.endswith(b"\n") and len(line) == _HEADER_BYTES:
+        raise DataError(
+            f"{path}: the first line is longer than {_HEADER_BYTES // 2**20} MiB; expected the names of columns"
+        )
+    return _decode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"), encoding)["text"][0]  # type: ignore[no-any-return]
 
 
 def _pieces(path: Path, piece_bytes: int) -> Iterator[bytes]:
     """Whole lines, the end of the last one left out."""
-    rest = b""
+    begun: list[bytes] = []  # a line, whose end is not there yet
+    with _open(path) as file:
+        if (start := file.read(len(codecs.BOM_UTF8))) != codecs.BOM_UTF8:
+            begun.append(start)
+        while block := file.read(piece_bytes):
+            whole, end, rest = block.rpartition(b"\n")
+            if end:
+                yield b"".join([*begun, whole])
+                begun = []
+            begun.append(rest)
+            if sum(map(len, begun)) > MAX_LINE_BYTES:
+                raise DataError(
+                    f"{path}: a line is longer than {MAX_LINE_BYTES // 2**20} MiB and begins with "
+                    f"{begun[0][:60].decode('latin-1')!r}; expected one record a line"
+                )
+    if any(begun):
+        yield b"".join(begun)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with _open(path) as file:
-            while block := file.read(piece_bytes):
-                whole, end, rest_of_block = block.rpartition(b"\n")
-                if not end:
-                    rest += rest_of_block
-                    if len(rest) > MAX_LINE_BYTES:
-                        raise DataError(
-                            f"{path}: a line is longer than {MAX_LINE_BYTES // 2**20} MiB and begins with "
-                            f"{rest[:60].decode('latin-1')!r}; expected one record a line"
-                        )
-                    continue
-                yield (rest + whole).removeprefix(codecs.BOM_UTF8) if rest else whole.removeprefix(codecs.BOM_UTF8)
-                rest = rest_of_block
-    except (EOFError, gzip.BadGzipFile) as error:
+        with cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be unpacked, it is damaged or was not loaded to its end: {error}") from error
-    if rest:
-        yield rest.removeprefix(codecs.BOM_UTF8)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _decode(raw: bytes, encoding: Encoding) -> pl.DataFrame:

@@ -13,10 +13,13 @@ The same files and settings give the same bytes. The result lies in a folder nam
 second time nothing is read.
 """
 
+import glob
 import hashlib
 import json
 import logging
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -103,15 +106,26 @@ def prepare(
             # All ranks of a machine come here at once: one prepares, the others find its result. A lock ends with its owner.
             with FileLock(root / f"{to.name}.lock"):
                 if not (to / MANIFEST).is_file():
-                    part = root / f"{to.name}.part"
-                    shutil.rmtree(part, ignore_errors=True)
+                    # A file system may not lock across machines: each has a place of its own, and who comes later finds it done.
+                    host = f"{to.name}.{socket.gethostname()}"
+                    for left in root.glob(f"{glob.escape(host)}.*.part"):  # of a run that was killed
+                        shutil.rmtree(left, ignore_errors=True)
+                    part = root / f"{host}.{os.getpid()}.part"
                     part.mkdir()
                     _Preparation(reader, source, part, filters, Tally(max_malformed), shard_events, progress).run(
                         fingerprint
                     )
-                    shutil.rmtree(to, ignore_errors=True)
-                    part.rename(to)
+                    _put(part, to)
     return Prepared.open(to)
+
+
+def _put(part: Path, to: Path) -> None:
+    try:
+        part.rename(to)
+    except OSError:
+        if not (to / MANIFEST).is_file():
+            raise
+        shutil.rmtree(part)
 
 
 def parse_options(pairs: Sequence[str], *, where: str) -> dict[str, str]:
@@ -205,14 +219,15 @@ class _Preparation:
                 if self.report.below_min_rating
                 else ""
             )
-            raise DataError(f"dataset {self.reader.name!r}: no interaction is left{why}")
+            raise DataError(f"dataset {self.reader.name!r}: no interaction is left{why or ': the files hold none'}")
         return users.in_order(), items.in_order()
 
     def _place(self, users: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         """Add each user's ``shard``, -1 for those with too many events."""
         overlong = users.filter(pl.col("events") > self.filters.max_user_events)
         if overlong.height:
-            self.report.overlong_users = overlong["name"].head(_NAMED_USERS).to_list()
+            self.report.overlong_users = overlong.height
+            self.report.overlong_names = overlong["name"].head(_NAMED_USERS).to_list()
             self.report.overlong_events = int(overlong["events"].sum())
             if overlong.height == users.height:
                 raise DataError(
@@ -298,7 +313,9 @@ class _Preparation:
             for piece in self.reader.items(self.source, self.tally)
         ]
         schema = {**ITEMS, "number": there.schema["number"]}
-        named = pl.concat([pl.DataFrame(schema=schema), *pieces]).unique("number", keep="first", maintain_order=True)
+        described = pl.concat([pl.DataFrame(schema=schema), *pieces])
+        named = described.unique("number", keep="first", maintain_order=True)
+        self.report.repeated_items = described.height - named.height
         self.report.untitled_items = there.height - named.height if pieces else 0
         table = there.join(named.drop("item"), on="number", how="left", maintain_order="left")
         title = pl.when(pl.col("title").is_null() | (pl.col("title") == "")).then("item").otherwise("title")

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from recparallel.data.lines import PIECE_BYTES, read_lines
 from recparallel.data.malformed import Tally
 
 Parse = Callable[[str], Any]
+
+_SURROGATE = r"\\u[dD][89a-fA-F]"
 
 
 def read_records(
@@ -56,7 +60,7 @@ def read_records(
             decoded, reasons = _decode_each(table["text"], fields, lists, parse or json.loads)
             table = table.with_columns(reason=pl.coalesce("reason", reasons))
         table = convert(pl.concat([table, decoded], how="horizontal"), columns)
-        table = table.with_columns(pl.col(name).fill_null([]) for name in lists)
+        table = table.with_columns(pl.col(name).fill_null([]).list.drop_nulls() for name in lists)
         if unique is not None:
             table, known = complain_of_repeated(table, unique, known)
         yield tally.keep(table, path).select("line", *fields, *lists)
@@ -79,6 +83,8 @@ def _decode_at_once(texts: pl.Series, fields: Mapping[str, str], lists: Mapping[
     """All lines by Polars; None where one of them is not what is expected."""
     schema: dict[str, Any] = dict.fromkeys(fields.values(), pl.String)
     schema |= {key: pl.List(pl.String) for key in lists.values()}
+    if texts.str.contains(_SURROGATE).any():  # Polars makes something else of half a pair
+        return None
     try:
         decoded = texts.str.json_decode(pl.Struct(schema))
     except pl.exceptions.ComputeError:
@@ -106,7 +112,8 @@ def _decode_each(
 def _parse(text: str, parse: Parse) -> tuple[dict[str, Any], str | None]:
     try:
         record = parse(text)
-    except (ValueError, RecursionError) as error:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except (ValueError, RecursionError) as error:  # one half of a surrogate pair is a ValueError too
         return {}, f"cannot be parsed: {error}"
     if not isinstance(record, dict):
         return {}, f"expected an object, found a {type(record).__name__}"
@@ -114,8 +121,11 @@ def _parse(text: str, parse: Parse) -> tuple[dict[str, Any], str | None]:
 
 
 def _text(value: Any) -> str | None:
+    """As Polars writes it, so that it does not matter which way a line was read."""
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, float) and math.isfinite(value):
+        return format(Decimal(repr(value)), "f").removesuffix(".0")
     return json.dumps(value) if isinstance(value, (bool, dict, list)) else str(value)
 
 

@@ -9,6 +9,7 @@ import polars as pl
 from recparallel.data.columns import Column, Time, convert
 from recparallel.data.delimited import complain_of_repeated
 from recparallel.data.malformed import Tally
+from recparallel.errors import DataError
 
 
 def read_tables(
@@ -42,9 +43,10 @@ def read_tables(
         # A column may be wanted under two names, and be of a name that means something else here.
         given = pl.DataFrame({name: table[there] for name, there in header.items()})
         kinds = {
-            name: _without_unit(column) if given[name].dtype.is_temporal() else column
+            name: _without_unit(column) if given[name].dtype in (pl.Date, pl.Datetime) else column
             for name, column in columns.items()
         }
+        _check_types(given, header, path)
         text = given.select(_as_text(given[name]) for name in header)
         text = text.with_columns(
             text=pl.concat_str(pl.all().fill_null(""), separator="\t"), reason=pl.lit(None, dtype=pl.String)
@@ -57,11 +59,22 @@ def read_tables(
     tally.finish(path)
 
 
+def _check_types(given: pl.DataFrame, header: Mapping[str, str], path: Path) -> None:
+    for name, dtype in given.schema.items():
+        if (
+            dtype not in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Datetime, pl.Null)
+            and not dtype.is_numeric()
+        ):
+            raise DataError(
+                f"{path}: column {header[name]!r} is of type {dtype}; allowed are text, numbers, booleans, dates"
+            )
+
+
 def _without_unit(column: Column) -> Column:
-    return replace(column, unit="ms", format=None) if isinstance(column, Time) else column
+    return replace(column, unit=None, format=None) if isinstance(column, Time) else column
 
 
 def _as_text(values: pl.Series) -> pl.Series:
-    if values.dtype.is_temporal():
+    if values.dtype in (pl.Date, pl.Datetime):
         values = values.cast(pl.Datetime("ms")).cast(pl.Int64)
     return values.cast(pl.String)

@@ -78,24 +78,24 @@ class LowRankAverage(LossyAverage):
                 vectors.append((given, total))
         factors = {name: self._factor(name, matrix) for name, (matrix, _) in matrices.items()}
         lefts = [matrices[name][0] @ factor for name, factor in factors.items()]
-        flat, sent = self._all_reduced([*lefts, *(given for given, _ in vectors)])
-        # What is not finite on one rank is so in the sum, here on all: then nothing but NaN comes back.
-        finite = torch.isfinite(flat).all()
-        share = torch.where(finite, 1 / dist.get_world_size(self.process_group), float("nan")).to(flat.dtype)
-        for (given, total), summed in zip(vectors, sent[len(lefts) :]):
-            torch.mul(summed, share, out=total)
-            if self.memory is not None:
-                given.zero_()
+        firsts, sent = self._all_reduced([*lefts, *(given for given, _ in vectors)], given_N)
         factors = {name: torch.linalg.qr(summed).Q for name, summed in zip(matrices, sent)}
         rights = [matrices[name][0].T @ factors[name] for name in matrices]
-        _, sums = self._all_reduced(rights)
+        seconds, sums = self._all_reduced(rights, given_N)
+        # What is not finite on one rank, or overflows, is so in a sum, here on all: then nothing but NaN comes back.
+        finite = firsts.isfinite().all() & seconds.isfinite().all()
+        world = firsts.new_tensor(float(dist.get_world_size(self.process_group)))
+        divisor = torch.where(finite, world, world.new_tensor(float("nan")))
+        for (given, total), summed in zip(vectors, sent[len(lefts) :]):
+            torch.div(summed, divisor, out=total)
+            if self.memory is not None:
+                given.zero_()
         for (name, (matrix, into)), own, summed in zip(matrices.items(), rights, sums):
             if self.memory is not None:
                 matrix.addmm_(factors[name], own.T, alpha=-1)
-            average = summed * share
-            torch.matmul(factors[name], average.T, out=into)
-            self._waiting[name] = average
-        numbers = sum(part.numel() for part in [*lefts, *rights]) + sum(total.numel() for _, total in vectors)
+            self._waiting[name] = summed / divisor
+            torch.matmul(factors[name], self._waiting[name].T, out=into)
+        numbers = len(firsts) + len(seconds)
         known = bool(finite) if finite.device.type == "cpu" else finite
         return Sent(numbers * total_N.element_size(), finite=known)
 
@@ -119,10 +119,10 @@ class LowRankAverage(LossyAverage):
         self._factors[name] = self._factors[name].to(matrix)  # as loaded, it may be elsewhere
         return self._factors[name]
 
-    def _all_reduced(self, parts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The sums of ``parts`` in one message: flat, and each in its shape."""
+    def _all_reduced(self, parts: list[Tensor], like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The sums of ``parts`` in one message: flat, and each in its shape; nothing, on the device of ``like``, of none."""
         if not parts:
-            return torch.zeros(0), []
+            return torch.zeros(0, device=like.device), []
         flat = torch.cat([part.reshape(-1) for part in parts])
         dist.all_reduce(flat, group=self.process_group)
         return flat, [piece.view(part.shape) for part, piece in zip(parts, flat.split([p.numel() for p in parts]))]

@@ -39,7 +39,7 @@ def score_answers(
         hidden_BLD, table_VD = outputs
         last_B = labels[0].to(hidden_BLD.device)
         hidden_BD = hidden_BLD[torch.arange(len(last_B), device=hidden_BLD.device), last_B]
-        return (hidden_BD.double() * (table_VD[loss.yes] - table_VD[loss.no]).double()).sum(-1)
+        return (hidden_BD.double() * (table_VD[loss.yes].double() - table_VD[loss.no].double())).sum(-1)
 
     return number_of_each(engine, rows, difference, dtype=torch.float64, max_length=max_length, progress=progress)
 

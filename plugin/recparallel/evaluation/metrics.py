@@ -1,4 +1,4 @@
-"""Ranks of targets in a full ranking, and the usual means over them.
+"""Ranks of targets, and the usual means over them.
 
 Shapes: ``B`` rows, ``V`` columns of the catalogue (``num_items + 1``, column 0 is the padding), ``P`` listed pairs.
 """

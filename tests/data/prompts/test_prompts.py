@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -120,3 +121,30 @@ def test_the_published_prompts(real_data):
     prompts = read_prompts(real_data("tallrec-movie") / "test.json", max_malformed=0)
     assert len(prompts) == 1000
     assert sum(prompt.liked for prompt in prompts) == 528
+
+
+class _SpacesApart:
+    """Writes a space as a token of its own, as SentencePiece does for some models."""
+
+    def __init__(self, words):
+        self.words = {word: number for number, word in enumerate(["_", *words], start=1)}
+
+    def encode(self, text, add_special_tokens):
+        return [self.words["_"] if part == " " else self.words[part] for part in re.split("( )", text) if part]
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [self.encode(text, add_special_tokens) for text in texts]}
+
+
+def test_answers_may_begin_with_the_same_token():
+    encoder = Encoder(_SpacesApart(["like?", "Yes", "No"]), max_length=9)
+    assert encoder.answers == (3, 4)
+    (row,) = encoder.rows([Prompt("like?", True)])
+    assert (row["history"].tolist(), row["target"]) == (
+        [2, 1],
+        3,
+    )  # the space before the answer is read, the answer is not
+    same = _SpacesApart(["like?", "Yes"])
+    same.words["No"] = same.words["Yes"]
+    with pytest.raises(ConfigError, match="makes the same of ' Yes' and ' No'"):
+        _ = Encoder(same, 9).answers

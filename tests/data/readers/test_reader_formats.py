@@ -198,7 +198,7 @@ MOVIELENS_CSV = Format(
     items=[("2", "Jeu, Le (1991)", ["Comedy", "Drama"]), ("3", "Ünder (2001)", [])],
     bad={
         "ratings.csv": [(3, "expected 4 fields, found 3")],
-        "movies.csv": [(4, "a quotation is not closed on this line")],
+        "movies.csv": [(4, "quotation marks do not go together on this line")],
     },
 )
 

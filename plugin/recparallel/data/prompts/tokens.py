@@ -82,15 +82,22 @@ class Encoder:
 
     @property
     def answers(self) -> tuple[int, int]:
-        """The tokens of yes and of no: the first of each, where it has several.
+        """The tokens of yes and of no: the first in which they differ.
 
         Raises:
-            ConfigError: they are the same.
+            ConfigError: they differ in none.
         """
-        yes, no = (self.tokenizer.encode(answer, add_special_tokens=False)[0] for answer in ANSWERS)
-        if yes == no:
-            raise ConfigError(f"the tokenizer begins{ANSWERS[0]!r} and{ANSWERS[1]!r} with the same token")
-        return yes, no
+        yes, no = self._differing
+        return yes[-1], no[-1]
+
+    @property
+    def _differing(self) -> tuple[list[int], list[int]]:
+        """The tokens of both answers up to the first that is not the same; a tokenizer may write spaces apart."""
+        both = [self.tokenizer.encode(answer, add_special_tokens=False) for answer in ANSWERS]
+        for position, (yes, no) in enumerate(zip(*both), start=1):
+            if yes != no:
+                return both[0][:position], both[1][:position]
+        raise ConfigError(f"the tokenizer makes the same of {ANSWERS[0]!r} and {ANSWERS[1]!r}: {both[0]} and {both[1]}")
 
     def windows(self, prompts: Sequence[Prompt]) -> Windows:
         """To train on: the tokens of each prompt and its answer, which alone is a target."""
@@ -109,7 +116,9 @@ class Encoder:
         ]
 
     def _encoded(self, prompts: Sequence[Prompt]) -> list[NDArray[np.int64]]:
-        encoded = self.tokenizer([prompt.text for prompt in prompts], add_special_tokens=True)["input_ids"]
+        before = self._differing[0][:-1]
+        found = self.tokenizer([prompt.text for prompt in prompts], add_special_tokens=True)["input_ids"]
+        encoded = [[*tokens, *before] for tokens in found]
         longer = sum(len(tokens) > self.max_length for tokens in encoded)
         if longer:
             logger.warning(

@@ -33,10 +33,10 @@ class Reader(ABC):
     name: ClassVar[str]
     """The dataset's name, as in the registry."""
 
-    files: ClassVar[tuple[str, ...]]
+    files: tuple[str, ...]
     """Patterns of files in the folder, each of which some file must match."""
 
-    optional_files: ClassVar[tuple[str, ...]] = ()
+    optional_files: tuple[str, ...] = ()
     """Override with patterns of files that are read where they are there."""
 
     source: ClassVar[str]
@@ -93,7 +93,7 @@ class Reader(ABC):
 
     def matching(self, folder: Path, pattern: str) -> list[Path]:
         """Files of a pattern, by name."""
-        return sorted(path for path in folder.glob(pattern) if path.is_file())
+        return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
 
     def check_files(self, folder: Path) -> None:
         """Raise unless ``folder`` holds all of ``files``.

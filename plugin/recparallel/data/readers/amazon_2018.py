@@ -16,12 +16,16 @@ class Amazon2018(Reader):
     the metadata (``asin``, ``title``, ``category``) where it is there. Compressed or not, 5-core or whole."""
 
     name = "amazon-2018"
-    files = ("[!m]*.json*",)
+    files = ("*.json*",)
     optional_files = ("meta_*.json*",)
     source = (
         "a category's reviews (Books_5.json.gz, say) and its metadata (meta_Books.json.gz), alone in a folder, from "
         "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/"
     )
+
+    def matching(self, folder: Path, pattern: str) -> list[Path]:
+        found = super().matching(folder, pattern)
+        return [path for path in found if path.name.startswith("meta_") == (pattern in self.optional_files)]
 
     def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         for path in self.matching(folder, self.files[0]):

@@ -19,12 +19,16 @@ class Amazon2023(Reader):
     """
 
     name = "amazon-2023"
-    files = ("[!m]*.jsonl*",)
+    files = ("*.jsonl*",)
     optional_files = ("meta_*.jsonl*",)
     source = (
         "a category's reviews (All_Beauty.jsonl.gz, say) and its metadata (meta_All_Beauty.jsonl.gz), alone in a folder, "
         "from https://amazon-reviews-2023.github.io/"
     )
+
+    def matching(self, folder: Path, pattern: str) -> list[Path]:
+        found = super().matching(folder, pattern)
+        return [path for path in found if path.name.startswith("meta_") == (pattern in self.optional_files)]
 
     def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         for path in self.matching(folder, self.files[0]):

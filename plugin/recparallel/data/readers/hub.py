@@ -1,10 +1,13 @@
 """A dataset of the Hugging Face hub, by the names of its columns."""
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import httpx
 import huggingface_hub
 import polars as pl
 
@@ -33,17 +36,19 @@ class Hub(Tabular):
         "id": "owner/name of the dataset, or a folder",
         "config": "of the dataset, its default if not given",
         "split": "of the dataset, train if not given",
-        "revision": "commit or tag, the newest if not given; only with one does a second run not ask the hub",
+        "revision": "commit, tag or branch, the newest if not given; only with a commit does a second run not ask the hub",
         **COLUMN_OPTIONS,
     }
 
     def __init__(self, *, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(seed=seed, options=options)
-        self.files = ()  # type: ignore[misc]
+        self.files = ()
         if "id" not in self.given:
             raise ConfigError("dataset 'hub' needs the option id, owner/name of the dataset")
 
     def folder(self, data_dir: Path | None, scratch: Path) -> Path:
+        if data_dir is not None:
+            raise DataError(f"dataset 'hub' is found by the option id and takes no data_dir, got {data_dir}")
         return scratch
 
     def identity(self, folder: Path) -> Any:
@@ -53,12 +58,11 @@ class Hub(Tabular):
                 [str(path.relative_to(at)), path.stat().st_size, path.stat().st_mtime_ns]
                 for path in sorted(at.rglob("*"))
             ]
-        if "revision" in self.given:
-            return ["revision", self.given["revision"]]
-        try:
-            return ["commit", huggingface_hub.HfApi().dataset_info(self.given["id"]).sha]
-        except (ValueError, OSError) as error:  # what the hub's client raises, for names and for the network
-            raise DataError(f"dataset {self.given['id']!r} cannot be found: {error}") from error
+        revision = self.given.get("revision")
+        if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+            return ["commit", revision]
+        with self._told():
+            return ["commit", huggingface_hub.HfApi().dataset_info(self.given["id"], revision=revision).sha]
 
     def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         header, columns = self.wanted()
@@ -73,7 +77,13 @@ class Hub(Tabular):
         tally: Tally,
         unique: str | None = None,
     ) -> Iterator[pl.DataFrame]:
-        try:
+        wanted = list(dict.fromkeys(header.values()))
+        yield from read_tables(
+            self._tables(path, wanted), path=path, header=header, columns=columns, unique=unique, tally=tally
+        )
+
+    def _tables(self, path: Path, wanted: list[str]) -> Iterator[pl.DataFrame]:
+        with self._told():
             rows = datasets.load_dataset(
                 self.given["id"],
                 self.given.get("config"),
@@ -81,10 +91,16 @@ class Hub(Tabular):
                 revision=self.given.get("revision"),
                 streaming=True,
             )
-        except (ValueError, OSError) as error:  # what `datasets` raises for names that are none, and without a network
+            positions_of(wanted, rows.column_names or list(next(iter(rows))), path=path)
+            for batch in rows.select_columns(wanted).iter(_ROWS):
+                yield pl.DataFrame(dict(batch))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Around what asks the hub: its clients raise these for names that are none, and without a network."""
+        try:
+            yield
+        except DataError:
+            raise
+        except (ValueError, OSError, httpx.HTTPError) as error:
             raise DataError(f"dataset {self.given['id']!r} cannot be loaded: {error}") from error
-        wanted = list(dict.fromkeys(header.values()))
-        if rows.column_names is not None:
-            positions_of(wanted, rows.column_names, path=path)
-        tables = (pl.DataFrame({name: batch[name] for name in wanted}) for batch in rows.iter(_ROWS))
-        yield from read_tables(tables, path=path, header=header, columns=columns, unique=unique, tally=tally)

@@ -30,7 +30,13 @@ class RecBole(Reader):
 
     def paths(self, folder: Path) -> list[Path]:
         found = super().paths(folder)
-        self.timed = all("timestamp" in _columns(path) for path in found if path.suffix == ".inter")
+        logs = [path for path in found if path.suffix == ".inter"]
+        self.timed = all("timestamp" in _columns(path) for path in logs)
+        if len(logs) > 1 and not self.timed:
+            raise DataError(
+                f"{folder}: {', '.join(path.name for path in logs)} have no timestamps, or only some do: "
+                "nothing says in which order a user's events are; leave one file there"
+            )
         return found
 
     def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:

@@ -44,8 +44,14 @@ class Tabular(Reader):
 
     def __init__(self, *, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(seed=seed, options=options)
-        self.files = (self.given.get("files", self.default_files),)  # type: ignore[misc]
-        self.optional_files = (self.given["items_file"],) if "items_file" in self.given else ()  # type: ignore[misc]
+        self.files = (self.given.get("files", self.default_files),)
+        if "items_file" in self.given:
+            self.files = (*self.files, self.given["items_file"])
+        elif lost := [name for name in ("title", "genres") if name in self.given]:
+            raise ConfigError(f"options {' and '.join(lost)} name columns of items_file, which is not given")
+        for pattern in self.files:
+            if pattern != self.default_files and (not pattern or Path(pattern).is_absolute()):
+                raise ConfigError(f"options files and items_file are patterns within data_dir, got {pattern!r}")
         unit = self.given.get("timestamp_unit", "s")
         self.timed = unit != "order" and self.given.get("timestamp") != "none"
         if unit not in (*get_args(Unit), "order") and "%" not in unit:
@@ -78,7 +84,8 @@ class Tabular(Reader):
 
     def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
         header, columns = self.wanted()
-        paths = [path for path in self.matching(folder, self.files[0]) if path.name != self.given.get("items_file")]
+        of_items = {path for pattern in self.files[1:] for path in self.matching(folder, pattern)}
+        paths = [path for path in self.matching(folder, self.files[0]) if path not in of_items]
         for number, path in enumerate(paths):
             for table in self.read(path, header, columns, tally):
                 yield self.completed(table, number)
@@ -88,7 +95,7 @@ class Tabular(Reader):
         columns: dict[str, Column] = {"item": Text(True), "title": Text()}
         if "genres" in self.given:
             header["genres"], columns["genres"] = self.given["genres"], Text()
-        for pattern in self.optional_files:
+        for pattern in self.files[1:]:
             for path in self.matching(folder, pattern):
                 for table in self.read(path, header, columns, tally, unique="item"):
                     none = pl.lit([], dtype=pl.List(pl.String)).alias("genres")

@@ -1,8 +1,11 @@
 """Global temporal: nothing that happened after one moment is trained on, and only what happened after it is predicted."""
 
-import numpy as np
+from collections.abc import Sequence
 
-from recparallel.data.histories import Histories
+import numpy as np
+from numpy.typing import NDArray
+
+from recparallel.data.histories import Histories, in_parts
 from recparallel.data.splits.base import NONE, Split
 from recparallel.errors import ConfigError, DataError
 
@@ -30,15 +33,15 @@ def temporal(histories: Histories, *, share: float | None = None) -> Split:
     if times is None:
         raise DataError("a temporal split needs timestamps; these histories have none, use leave_one_out or ratio")
     lengths_U = histories.lengths
-    everything = np.concatenate(list(times))
-    rank = [int(len(everything) * (1 - parts * share)) for parts in (2, 1)]
-    first_valid, first_test = np.partition(everything, rank)[rank].tolist()
-    if int(everything.min()) == first_valid or first_valid == first_test:
+    count = int(lengths_U.sum())
+    earliest, first_valid, first_test = (
+        _nth(times, rank) for rank in (0, *(int(count * (1 - p * share)) for p in (2, 1)))
+    )
+    if earliest == first_valid or first_valid == first_test:
         raise DataError(
             "a temporal split finds no two moments to cut at: too many events have the same timestamp, or the timestamps "
             "are positions; use leave_one_out or ratio"
         )
-    del everything
     valid_U = np.fromiter((np.searchsorted(at, first_valid) for at in times), dtype=np.int64, count=len(lengths_U))
     test_U = np.fromiter((np.searchsorted(at, first_test) for at in times), dtype=np.int64, count=len(lengths_U))
     return Split(
@@ -50,6 +53,19 @@ def temporal(histories: Histories, *, share: float | None = None) -> Split:
             "test": np.where((test_U < lengths_U) & (test_U > 0), test_U, NONE),
         },
     )
+
+
+def _nth(times: Sequence[NDArray[np.int64]], rank: int) -> int:
+    """The timestamp that ``rank`` others come before, in the order of all; by halving, without them all in memory."""
+    low = min(int(at[0]) for at in times if len(at))
+    high = max(int(at[-1]) for at in times if len(at))
+    while low < high:
+        middle = (low + high) // 2
+        if sum(int((part <= middle).sum()) for part in in_parts(times)) > rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def check_share(share: float) -> float:

@@ -41,7 +41,7 @@ def test_it_learns_and_goes_on(prompts, tmp_path):
             "--max_steps": steps,
             "--learning_rate": 5e-3,
             "--max_length": 32,
-            "--eval_epochs": 5,
+            "--eval_epochs": 2,
             "--report_to": "none",
         }
         done = launch(2, *(str(part) for pair in options.items() for part in pair), *more, program=RECIPE)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import recparallel
+from recparallel.data import prompts
 from recparallel.errors import ConfigError, UnknownNameError
 from recparallel.models.zoo import Card, find_card, load_card
 
@@ -81,7 +82,7 @@ def test_every_card_names_a_dataset_and_a_plan_that_exist(name):
     from recparallel import registry
 
     card = find_card(name, ZOO)
-    assert card.data.dataset in registry.readers
+    assert card.data.dataset in (*registry.readers, *prompts.DATASETS)
     assert (ROOT / card.plan).is_file()
 
 

@@ -38,7 +38,7 @@ def _arguments(config: Path, log: Path, output_dir: Path, *more: str) -> list[st
 
 def test_a_run_writes_what_it_promises(log, tmp_path):
     config = write_config(tmp_path / "ds.json")
-    done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "12", "--eval_epochs", "6"))
+    done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "8", "--eval_epochs", "4"))
     assert done.returncode == 0, done.stdout
     for promised in (
         "pipeline cut by 'profile'",

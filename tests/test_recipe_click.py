@@ -28,35 +28,40 @@ def prompts(tmp_path_factory):
     return folder
 
 
-def test_it_learns_and_goes_on(prompts, tmp_path):
+def _run(folder, prompts, steps, *more):
     config = write_config(
-        tmp_path / "ds.json", train_batch_size=32, train_micro_batch_size_per_gpu=16, recparallel={"stages": 2}
+        folder / "ds.json", train_batch_size=32, train_micro_batch_size_per_gpu=16, recparallel={"stages": 2}
     )
+    options = {
+        "--deepspeed_config": config,
+        "--data_dir": prompts,
+        "--output_dir": folder / "run",
+        "--max_steps": steps,
+        "--learning_rate": 5e-3,
+        "--max_length": 32,
+        "--eval_epochs": 3,
+        "--report_to": "none",
+    }
+    done = launch(2, *(str(part) for pair in options.items() for part in pair), *more, program=RECIPE)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
-    def run(steps, *more):
-        options = {
-            "--deepspeed_config": config,
-            "--data_dir": prompts,
-            "--output_dir": tmp_path / "run",
-            "--max_steps": steps,
-            "--learning_rate": 5e-3,
-            "--max_length": 32,
-            "--eval_epochs": 2,
-            "--report_to": "none",
-        }
-        done = launch(2, *(str(part) for pair in options.items() for part in pair), *more, program=RECIPE)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
-    told = run(40)
+def test_it_learns(prompts, tmp_path):
+    told = _run(tmp_path, prompts, 40)
     assert "prompts: 256 train, 40 valid, 60 test" in told
     assert "valid AUC" in told
-    assert "test AUC" in run(50, "--resume")
-    assert {*losses(tmp_path / "run")} == {*range(1, 51)}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["auc"] > 0.95
     assert metrics["protocol"].startswith("AUC of the logit of yes less that of no over 60 prompts")
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_it_goes_on(prompts, tmp_path):
+    _run(tmp_path, prompts, 20)
+    assert "test AUC" in _run(tmp_path, prompts, 30, "--resume")
+    assert {*losses(tmp_path / "run")} == {*range(1, 31)}
 
 
 def test_a_training_does_not_go_on_with_other_data(tmp_path):

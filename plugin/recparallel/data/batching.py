@@ -3,8 +3,9 @@
 Shapes: ``B`` rows of the batch, ``L`` = ``max_length`` positions, ``S`` listed pairs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -187,3 +188,23 @@ def evaluation_batches(
     for first in range(0, len(rows), batch_size):
         some = [rows[i] for i in range(first, min(first + batch_size, len(rows)))]
         yield collate_evaluation(some, max_length=max_length, batch_size=batch_size)
+
+
+class NumberedBatches(Sized, Iterable[EvaluationBatch]):
+    """As many batches of ``rows``, made one after the other; behind the last of them, batches without a user.
+
+    Args:
+        count: of batches.
+        rows, max_length, batch_size: see :func:`evaluation_batches`.
+    """
+
+    def __init__(self, count: int, rows: Sequence[Mapping[str, Any]], *, max_length: int, batch_size: int) -> None:
+        self._count, self._rows = count, rows
+        self._shape = {"max_length": max_length, "batch_size": batch_size}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        filling = repeat(collate_evaluation([], **self._shape))
+        return islice(chain(evaluation_batches(self._rows, **self._shape), filling), self._count)

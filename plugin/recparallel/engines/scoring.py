@@ -1,15 +1,14 @@
 """Look at one position of each row with a model that is spread over a pipeline."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import chain, islice, repeat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recparallel.data.batching import EvaluationBatch, collate_evaluation, evaluation_batches
+from recparallel.data.batching import NumberedBatches
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.spread_head import gathered_rows
 from recparallel.models.layer import HeadOutput
@@ -79,7 +78,9 @@ def number_of_each(
     bindings.bind(engine.monitor, "enabled", False)  # it would log them as a loss
     try:
         with gathered_rows(engine):
-            for batch in progress(_Exactly(rounds, own, max_length, engine.micro_batch_size)):
+            for batch in progress(
+                NumberedBatches(rounds, own, max_length=max_length, batch_size=engine.micro_batch_size)
+            ):
                 labels = (batch.last_B, batch.target_B, batch.listed_rows, batch.listed_cols)
                 outputs = engine.eval_batch(
                     iter([(batch.inputs_BL, labels)]), reduce_output=None, bcast_loss=False, num_micro_batches=1
@@ -94,18 +95,3 @@ def number_of_each(
         engine.module.train(training)
     dist.all_reduce(numbers)  # every row was looked at on one rank of the job; the others hold 0
     return numbers.cpu()
-
-
-class _Exactly(Sized, Iterable[EvaluationBatch]):
-    """As many batches of ``rows``, made one after the other; behind the last of them, batches without a user."""
-
-    def __init__(self, rounds: int, rows: Sequence[Mapping[str, Any]], max_length: int, batch_size: int) -> None:
-        self._rounds, self._rows = rounds, rows
-        self._shape = {"max_length": max_length, "batch_size": batch_size}
-
-    def __len__(self) -> int:
-        return self._rounds
-
-    def __iter__(self) -> Iterator[EvaluationBatch]:
-        filling = repeat(collate_evaluation([], **self._shape))
-        return islice(chain(evaluation_batches(self._rows, **self._shape), filling), self._rounds)

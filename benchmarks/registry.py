@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "preparation", "benchmarks.preparation", "seconds and memory to prepare a log of 50 million interactions"
         ),
+        Benchmark("click", "benchmarks.click", "the click task of TALLRec's movies, with a trunk trained from scratch"),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(
             "learning", "benchmarks.learning", "the loss after as many samples and after as long, with codecs and dense"

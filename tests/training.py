@@ -80,6 +80,20 @@ def recommender(run: Run) -> Any:
     )
 
 
+def built(run: Run) -> tuple[Any, list[Any]]:
+    """Layers, and their modules with the weights that an engine gives them, to evaluate with."""
+    from recparallel.engines.seeding import base_seed, seed_layer
+
+    layers = recommender(run).layers
+    modules, shared = [], {}
+    for index, layer in enumerate(layers):
+        seed_layer(base_seed(1234) + index)
+        module = shared.get(layer.tie) or layer.build()
+        shared[layer.tie or layer.name] = module
+        modules.append(module.eval())
+    return layers, modules
+
+
 def global_batches(steps: int) -> list[list[tuple[Tensor, Tensor]]]:
     """For every step all micro-batches of the job, ragged, one of them without any target."""
     generator = torch.Generator().manual_seed(7)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training import LENGTH, MICRO_BATCH, NUM_ITEMS, Run, make_engine, recommender, train
+from training import LENGTH, MICRO_BATCH, NUM_ITEMS, Run, built, make_engine, train
 
 
 def _rows(num_users):
@@ -27,20 +27,13 @@ def ranks_on_engine(run, num_users):
 
 
 def _reference_ranks(run, num_users):
-    from recparallel.engines.seeding import base_seed, seed_layer
     from recparallel.models.layers import scores_at
 
-    rec = recommender(run)
-    modules, shared = [], {}
-    for index, layer in enumerate(rec.layers):
-        seed_layer(base_seed(1234) + index)
-        module = shared.get(layer.tie) or layer.build()
-        shared[layer.tie or layer.name] = module
-        modules.append(module.eval())
+    layers, modules = built(run)
     ranks = []
     for row in _rows(num_users):
         x = torch.tensor([row["history"]])
-        for layer, module in zip(rec.layers, modules):
+        for layer, module in zip(layers, modules):
             x = layer.run(module, x)
         scores = scores_at(x, torch.tensor([len(row["history"]) - 1]))[0]
         rivals = [i for i in range(1, NUM_ITEMS + 1) if i not in row["listed"] and i != row["target"]]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training import LENGTH, MICRO_BATCH, NUM_ITEMS, Run, make_engine, recommender
+from training import LENGTH, MICRO_BATCH, NUM_ITEMS, Run, built, make_engine
 
 YES, NO = 3, 5
 
@@ -26,19 +26,11 @@ def scores_on_engine(run, count):
 
 
 def _reference(run, count):
-    from recparallel.engines.seeding import base_seed, seed_layer
-
-    rec = recommender(run)
-    modules, shared = [], {}
-    for index, layer in enumerate(rec.layers):
-        seed_layer(base_seed(1234) + index)
-        module = shared.get(layer.tie) or layer.build()
-        shared[layer.tie or layer.name] = module
-        modules.append(module.eval())
+    layers, modules = built(run)
     scores = []
     for row in _rows(count):
         x = torch.tensor([row["history"]])
-        for layer, module in zip(rec.layers, modules):
+        for layer, module in zip(layers, modules):
             x = layer.run(module, x)
         hidden, table = x
         scores.append(

@@ -109,7 +109,7 @@ class Tally:
         bad = table.filter(pl.col("reason").is_not_null())
         former = self._open.get(path, MalformedReport())
         rows = bad.head(NUM_KEPT - len(former.first)).select("line", "reason", "text").iter_rows()
-        first = tuple(MalformedRow(path, line, reason, _shorten(text)) for line, reason, text in rows)
+        first = tuple(MalformedRow(path, line, reason, shorten(text)) for line, reason, text in rows)
         now = former + MalformedReport(table.height, bad.height, first)
         self._open[path] = now
         if now.num_rows >= _EARLY_ROWS and now.num_malformed > max(0.5, self.max_malformed) * now.num_rows:
@@ -129,5 +129,6 @@ class Tally:
         self.report += done
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """A row as messages show it."""
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"

@@ -166,7 +166,7 @@ class _Preparation:
     def run(self, fingerprint: str) -> None:
         users, items = self._read()
         users, num_shards = self._place(users)
-        self._number(users, items, num_shards)
+        self._number(users, items)
         shards = self._clean(num_shards)
         keep_user, keep_item = self._filter(shards, len(users), len(items))
         new_user, new_item = _without_gaps(keep_user), _without_gaps(keep_item)
@@ -241,7 +241,7 @@ class _Preparation:
         )
         return placed, int(placed["shard"].max()) + 1  # type: ignore[arg-type]
 
-    def _number(self, users: pl.DataFrame, items: pl.DataFrame, num_shards: int) -> None:
+    def _number(self, users: pl.DataFrame, items: pl.DataFrame) -> None:
         """Step 2."""
         numbers = {
             "user": users.with_row_index("number").select("name", pl.col("number").cast(pl.Int32), "shard"),

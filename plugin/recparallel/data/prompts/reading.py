@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from recparallel.data.malformed import NUM_KEPT, MalformedReport, MalformedRow
+from recparallel.data.malformed import NUM_KEPT, MalformedReport, MalformedRow, shorten
 from recparallel.errors import ConfigError, DataError
 
 _ANSWERS = {"yes": True, "no": False}
-_MAX_TEXT = 80
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def read_prompts(path: Path, *, max_malformed: float = 0.001) -> list[Prompt]:
         if reason is None:
             good.append(_prompt(record))
         else:
-            bad.append(MalformedRow(path, number, reason, str(record)[:_MAX_TEXT]))
+            bad.append(MalformedRow(path, number, reason, shorten(str(record))))
     report = MalformedReport(len(records), len(bad), tuple(bad[:NUM_KEPT]))
     report.check(path=path, max_malformed=max_malformed)
     return good

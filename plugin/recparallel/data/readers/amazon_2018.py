@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 
-from recparallel.data.columns import Number, Text, Time
+from recparallel.data.columns import Number, Text, Time, Unit
 from recparallel.data.malformed import Tally
 from recparallel.data.readers import Reader
 from recparallel.data.records import read_records
@@ -23,6 +24,18 @@ class Amazon2018(Reader):
         "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/"
     )
 
+    review: ClassVar[dict[str, str]] = {
+        "user": "reviewerID",
+        "item": "asin",
+        "timestamp": "unixReviewTime",
+        "rating": "overall",
+    }
+    """The keys of a review."""
+
+    unit: ClassVar[Unit] = "s"
+    genres: ClassVar[str] = "category"
+    """The key of an item's categories."""
+
     def matching(self, folder: Path, pattern: str) -> list[Path]:
         found = super().matching(folder, pattern)
         return [path for path in found if path.name.startswith("meta_") == (pattern in self.optional_files)]
@@ -31,8 +44,8 @@ class Amazon2018(Reader):
         for path in self.matching(folder, self.files[0]):
             yield from read_records(
                 path,
-                fields={"user": "reviewerID", "item": "asin", "timestamp": "unixReviewTime", "rating": "overall"},
-                columns={"user": Text(True), "item": Text(True), "timestamp": Time("s"), "rating": Number()},
+                fields=self.review,
+                columns={"user": Text(True), "item": Text(True), "timestamp": Time(self.unit), "rating": Number()},
                 tally=tally,
             )
 
@@ -40,8 +53,8 @@ class Amazon2018(Reader):
         for path in self.matching(folder, self.optional_files[0]):
             yield from read_records(
                 path,
-                fields={"item": "asin", "title": "title"},
-                lists={"genres": "category"},
+                fields={"item": self.review["item"], "title": "title"},
+                lists={"genres": self.genres},
                 columns={"item": Text(True), "title": Text()},
                 tally=tally,
             )

@@ -1,17 +1,11 @@
 """Amazon Reviews 2023: reviews and metadata as McAuley's lab publishes them (Hou et al., arXiv 2403.03952)."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from typing import ClassVar
 
-import polars as pl
-
-from recparallel.data.columns import Number, Text, Time
-from recparallel.data.malformed import Tally
-from recparallel.data.readers import Reader
-from recparallel.data.records import read_records
+from recparallel.data.readers.amazon_2018 import Amazon2018
 
 
-class Amazon2023(Reader):
+class Amazon2023(Amazon2018):
     """Read one category: the reviews, a JSON object a line (``user_id``, ``parent_asin``, ``rating``, ``timestamp`` in
     milliseconds), and the metadata (``parent_asin``, ``title``, ``categories``) where it is there.
 
@@ -26,25 +20,11 @@ class Amazon2023(Reader):
         "from https://amazon-reviews-2023.github.io/"
     )
 
-    def matching(self, folder: Path, pattern: str) -> list[Path]:
-        found = super().matching(folder, pattern)
-        return [path for path in found if path.name.startswith("meta_") == (pattern in self.optional_files)]
-
-    def interactions(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
-        for path in self.matching(folder, self.files[0]):
-            yield from read_records(
-                path,
-                fields={"user": "user_id", "item": "parent_asin", "timestamp": "timestamp", "rating": "rating"},
-                columns={"user": Text(True), "item": Text(True), "timestamp": Time("ms"), "rating": Number()},
-                tally=tally,
-            )
-
-    def items(self, folder: Path, tally: Tally) -> Iterator[pl.DataFrame]:
-        for path in self.matching(folder, self.optional_files[0]):
-            yield from read_records(
-                path,
-                fields={"item": "parent_asin", "title": "title"},
-                lists={"genres": "categories"},
-                columns={"item": Text(True), "title": Text()},
-                tally=tally,
-            )
+    review: ClassVar[dict[str, str]] = {
+        "user": "user_id",
+        "item": "parent_asin",
+        "timestamp": "timestamp",
+        "rating": "rating",
+    }
+    unit = "ms"
+    genres = "categories"

@@ -36,6 +36,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "preparation", "benchmarks.preparation", "seconds and memory to prepare a log of 50 million interactions"
         ),
+        Benchmark(
+            "ragged", "benchmarks.ragged", "histories of different lengths: padded, as long as the longest, packed"
+        ),
         Benchmark("click", "benchmarks.click", "the click task of TALLRec's movies, with a trunk trained from scratch"),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(

@@ -22,7 +22,7 @@ DEEPSPEED_METHODS = ("parameters", "uniform", "type:REGEX")
 
 AttentionChoice: TypeAlias = Literal["model", "fastest", "sdpa", "eager"]
 Recomputation: TypeAlias = Literal["never", "when_needed"]
-Lengths: TypeAlias = Literal["fixed", "dynamic"]
+Lengths: TypeAlias = Literal["fixed", "dynamic", "packed"]
 WireFormatName: TypeAlias = Literal["same", "bf16", "fp16"]
 
 
@@ -169,7 +169,9 @@ class RecParallelConfig(_Section):
             is DeepSpeed's own.
         wire_format: what activations and their gradients are while they cross from one stage to the next: the ``same``, or rounded
             to ``bf16`` or ``fp16``, where the model is in fp32; halves the bytes, and changes losses a little.
-        lengths: of micro-batches: ``fixed`` is ``max_length``; with ``dynamic`` each is as long as its longest history.
+        lengths: of micro-batches: ``fixed`` is ``max_length``; with ``dynamic`` each is as long as its longest history; with
+            ``packed`` a row of ``max_length`` positions holds as many whole histories as fit, each with positions and attention of
+            its own.
         attention: how blocks compute it: ``model`` as the model's config says, ``fastest`` as is the fastest on these ranks,
             measured at the start, or one of transformers' ways by name.
         lazy_rows: item tables are updated by the rows that a step has touched, others catch up when they are needed

@@ -1,4 +1,5 @@
-"""From rows to tensors, padded on the right: to one fixed length, or each micro-batch to that of its longest window.
+"""From rows to tensors, padded on the right: to one fixed length, or each micro-batch to that of its longest window; or several
+windows to a row.
 
 Shapes: ``B`` rows of the batch, ``L`` = ``max_length`` positions, ``S`` listed pairs.
 """
@@ -6,7 +7,7 @@ Shapes: ``B`` rows of the batch, ``L`` = ``max_length`` positions, ``S`` listed 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recparallel.data.markers import IGNORE, PADDING
+from recparallel.data.packing import Packs
 from recparallel.data.sampler import EMPTY_ROW, GlobalBatchSampler
 from recparallel.data.windows import Windows
 from recparallel.errors import ConfigError, DataError
+
+
+class PackedBatch(NamedTuple):
+    """A micro-batch whose rows hold several windows, one behind the other.
+
+    Attributes:
+        inputs_BL, labels_BL: as :func:`collate_windows` makes them.
+        positions_BL: each position's place in its window, int64; 0 where there is none.
+        sequences: windows in it.
+    """
+
+    inputs_BL: Tensor
+    labels_BL: Tensor
+    positions_BL: Tensor
+    sequences: int
+
+
+def sequences_of(batch: Any) -> int:
+    """Windows of a micro-batch; one a row where nothing says otherwise."""
+    return batch.sequences if isinstance(batch, PackedBatch) else len(batch[0])
 
 
 def collate_windows(
@@ -99,6 +121,60 @@ class WindowLoader:
             longest = max(1, *(len(window) - 1 for window in windows))
             length = min(length, -(-longest // self._multiple) * self._multiple)
         return _batch(windows, length, last_only=self._windows.last_only)
+
+
+class PackedLoader:
+    """Iterate over a sampler's steps as a :class:`WindowLoader` does, with several windows to a row, whole ones
+    (:mod:`recparallel.data.packing`). Micro-batches are :class:`PackedBatch`.
+
+    Args:
+        rows: as of a :class:`WindowLoader`.
+        packs: which windows share a row.
+        sampler: says which rows; its state is the loader's.
+        max_length: positions of a row.
+
+    Raises:
+        DataError: the sampler was made for another number of rows.
+    """
+
+    def __init__(self, rows: Any, packs: Packs, sampler: GlobalBatchSampler, *, max_length: int) -> None:
+        if len(packs) != sampler.num_rows:
+            raise DataError(f"the sampler was made for {sampler.num_rows} rows, but the windows make {len(packs)}")
+        self._windows, self._packs = Windows.of(rows), packs
+        self.sampler = sampler
+        self._max_length = max_length
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.sampler.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[PackedBatch]]:
+        packs = self._packs.rows(self.sampler.epoch)
+        for micro_batches in self.sampler:
+            yield [
+                packed_batch(self._windows, [packs[i] if i != EMPTY_ROW else _NOTHING for i in index], self._max_length)
+                for index in micro_batches
+            ]
+
+
+def packed_batch(windows: Windows, rows: Sequence[NDArray[np.int64]], max_length: int) -> PackedBatch:
+    """The windows of these numbers, those of a row one behind the other."""
+    shape = (len(rows), max_length)
+    inputs_BL = np.full(shape, PADDING, dtype=np.int64)
+    labels_BL = np.full(shape, IGNORE, dtype=np.int64)
+    positions_BL = np.zeros(shape, dtype=np.int64)
+    for row, numbers in enumerate(rows):
+        begin = 0
+        for number in numbers.tolist():
+            items = windows.items(number)
+            end = begin + len(items) - 1
+            first = end - 1 if windows.last_only else begin
+            inputs_BL[row, begin:end] = items[:-1]
+            labels_BL[row, first:end] = items[first - begin + 1 :]
+            positions_BL[row, begin:end] = np.arange(end - begin)
+            begin = end
+    inputs, labels, positions = map(torch.from_numpy, (inputs_BL, labels_BL, positions_BL))
+    return PackedBatch(inputs, labels, positions, sequences=sum(map(len, rows)))
 
 
 _NOTHING = np.zeros(0, dtype=np.int64)

@@ -7,8 +7,10 @@ import torch.distributed as dist
 from rich.console import Console
 
 from recparallel.config import AttentionChoice
+from recparallel.engines.packed_rows import Sample
 from recparallel.errors import PartitionError
 from recparallel.models.attention import layers_by_attention, with_attention
+from recparallel.models.packing import Packing
 from recparallel.models.recommender import Recommender
 from recparallel.models.trunk import Trunk
 from recparallel.profiling.attention import time_attentions
@@ -21,7 +23,7 @@ def with_chosen_attention(
     recommender: Recommender,
     choice: AttentionChoice,
     *,
-    sample: tuple[torch.Tensor, Any] | None,
+    sample: Sample | None,
     device: str,
     dtype: torch.dtype,
 ) -> Recommender:
@@ -51,7 +53,9 @@ def with_chosen_attention(
     else:
         try:
             layers_of = layers_by_attention(recommender)
-            answer = time_attentions(layers_of, sample[0].shape, trunk.dim, device=device, dtype=dtype)
+            answer = time_attentions(
+                layers_of, sample[0].shape, trunk.dim, device=device, dtype=dtype, packing=Packing.of(sample)
+            )
         except Exception as error:  # the others wait for an answer
             answer = f"rank {dist.get_rank()}: {error!r}"
     answers: list[Any] = [None] * dist.get_world_size()

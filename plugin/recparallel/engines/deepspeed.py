@@ -5,9 +5,7 @@
 """
 
 import logging
-import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,6 @@ from recparallel.config_checks import (
     precision,
     zero_stage,
 )
-from recparallel.data.batching import WindowLoader, first_rows
-from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data_parallel.configured import check_codec, configured_hook
 from recparallel.data_parallel.hook import BoundHook, Hook, bind
 from recparallel.engines import ddp, megatron
@@ -41,9 +37,11 @@ from recparallel.engines.evaluation_step import bind_evaluation_step
 from recparallel.engines.gradient_exchange import data_parallel_group
 from recparallel.engines.handle import Handle
 from recparallel.engines.lazy_rows import LazyRows, lazy_kinds, trains_lazy_rows
+from recparallel.engines.loading import endless, first_micro_batch, loader_of
 from recparallel.engines.megatron import MegatronHandle, is_megatron_ddp
 from recparallel.engines.moving import check_movable
-from recparallel.engines.pipeline import RecommenderPipeline, Sample
+from recparallel.engines.packed_rows import Sample
+from recparallel.engines.pipeline import RecommenderPipeline
 from recparallel.engines.rebalancing import bind_rebalancing
 from recparallel.engines.seams import check_version
 from recparallel.engines.training_step import bind_training_step
@@ -57,9 +55,6 @@ from recparallel.tensor_parallel import TensorRanks
 from recparallel.tensor_parallel.ranks import check_positions
 
 logger = logging.getLogger(__name__)
-
-_POSITIONS = 8
-"""Dynamic lengths are multiples of it: fewer different shapes."""
 
 
 def initialize(
@@ -138,7 +133,8 @@ def initialize(
     deepspeed.init_distributed()
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
-        sample = first_rows(training_data, _micro_batch(deepspeed_config, section), max_length=max_length)
+        micro_batch = _micro_batch(deepspeed_config, section)
+        sample = first_micro_batch(training_data, micro_batch, section, max_length=max_length)
     pipeline = RecommenderPipeline(
         model,
         num_stages=section.stages,
@@ -170,8 +166,8 @@ def initialize(
     attach(engine, deepspeed_config)
     loader = None
     if training_data is not None and max_length is not None:
-        loader = _loader(engine, training_data, max_length, section)
-        engine.data_iterator = _endless(loader)  # on middle stages too: the loader's position is every rank's
+        loader = loader_of(engine, training_data, section, max_length=max_length)
+        engine.data_iterator = endless(loader)  # on middle stages too: the loader's position is every rank's
     return engine, optimizer, loader, scheduler
 
 
@@ -234,7 +230,7 @@ def attach(
             if _runs_eagerly(engine, section):
                 dynamic = section.lengths == "dynamic"
                 bind_eager_schedule(engine, bindings, wire=section.wire_format, dynamic=dynamic)
-            bind_training_step(engine, bindings)
+            bind_training_step(engine, bindings, packed=section.lengths == "packed")
             bind_evaluation_step(engine, bindings)
         rows = LazyRows(engine, group) if trains_lazy_rows(engine.module, asked=section.lazy_rows) else None
         if rows is not None:
@@ -353,28 +349,6 @@ def _refuse_unsupported(engine: Any, hook: BoundHook) -> None:
         raise HookError(
             f"gradient hook {hook.name!r} averages by itself; remove prescale_gradients and gradient_predivide_factor"
         )
-
-
-def _loader(engine: Any, training_data: Any, max_length: int, section: RecParallelConfig) -> WindowLoader:
-    sampler = GlobalBatchSampler(
-        len(training_data),
-        micro_batch=engine.micro_batch_size,
-        num_micro_batches=engine.micro_batches,
-        num_replicas=engine.grid.data_parallel_size,
-        replica=engine.grid.data_parallel_id,
-        seed=section.seed,
-    )
-    multiple = math.lcm(_POSITIONS, section.tensor if section.sequence_parallel else 1)
-    return WindowLoader(
-        training_data, sampler, max_length=max_length, dynamic=section.lengths == "dynamic", multiple=multiple
-    )
-
-
-def _endless(loader: WindowLoader) -> Iterator[Any]:
-    """Micro-batch after micro-batch, epoch after epoch, as ``engine.train_batch()`` reads them."""
-    while True:
-        for micro_batches in loader:
-            yield from micro_batches
 
 
 def _micro_batch(deepspeed_config: dict[str, Any], section: RecParallelConfig) -> int:

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from recparallel.data.batching import PackedBatch
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.positions import agree_on_positions
 from recparallel.engines.spread_head import whole_head
 from recparallel.engines.training_step import counted_targets
+from recparallel.errors import ConfigError
 from recparallel.models.losses import IGNORE
 
 
@@ -28,7 +30,10 @@ def bind_evaluation_step(engine: Any, bindings: Bindings) -> None:
         count = engine.micro_batches if num_micro_batches is None else num_micro_batches
         batches = None
         if engine.is_first_stage() or engine.is_last_stage():
-            batches = _filled_up([next(data_iter) for _ in range(count)])
+            batches = [next(data_iter) for _ in range(count)]
+            if any(isinstance(batch, PackedBatch) for batch in batches):
+                raise ConfigError("packed micro-batches are for training; eval_batch takes rows of one history each")
+            batches = _filled_up(batches)
         agree_on_positions(engine, batches)
         engine.total_loss = None
         engine.reset_activation_shape()

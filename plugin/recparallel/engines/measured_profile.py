@@ -11,7 +11,9 @@ import torch.distributed as dist
 
 from recparallel.compression.wire import crossing_bytes
 from recparallel.config import PartitionConfig, WireFormatName
+from recparallel.engines.packed_rows import Sample
 from recparallel.errors import PartitionError, RecParallelError
+from recparallel.models.packing import Packing
 from recparallel.models.recommender import Recommender
 from recparallel.plan import Device, LayerCost, PipelineScheduleName, Profile
 from recparallel.profiling import cache
@@ -23,7 +25,6 @@ from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 
 logger = logging.getLogger(__name__)
 
-Sample = tuple[torch.Tensor, Any]
 
 _LEAST_SECONDS_PER_REPEAT = 0.1
 _GIB = 2**30
@@ -106,7 +107,8 @@ def _cached(
     measured = cache.conditions(
         recommender.layers, recommender.loss_fn, shape=sample[0].shape, dtype=dtype, devices=devices
     )
-    measured |= {"effort": [config.repeats, config.warmup], "sums": list(sums)}
+    packed = Packing.of(sample) is not None
+    measured |= {"effort": [config.repeats, config.warmup], "sums": list(sums), "packed": packed}
     if config.cache and (found := _from_rank_0(lambda: cache.load(measured))) is not None:
         return with_free_memory(found, device)
     profile = profile_on_ranks(

@@ -1,6 +1,6 @@
 """A DeepSpeed ``PipelineModule`` made from a recommender's layers, cut by any registered partitioner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,10 +19,12 @@ from recparallel.engines.attention_choice import with_chosen_attention
 from recparallel.engines.device_order import topology_in_order
 from recparallel.engines.lazy_rows import let_rows_be_lazy
 from recparallel.engines.measured_profile import obtain_profile
+from recparallel.engines.packed_rows import Sample
 from recparallel.engines.partition_table import print_partition
 from recparallel.engines.seeding import base_seed, seed_layer
 from recparallel.errors import CheckpointError, PartitionError, RecParallelError
 from recparallel.models.layer import Layer
+from recparallel.models.packing import Packing, run_packed
 from recparallel.models.recommender import Recommender
 from recparallel.models.shared import shared_among
 from recparallel.optimizers.row_adamw import RowAdamW
@@ -31,8 +33,6 @@ from recparallel.partitioning.spread_head import spread_last_layer
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, PipelineScheduleName, Profile, SpreadLayer
 from recparallel.profiling.sums import PLAIN_SUMS, GradientSums
 from recparallel.tensor_parallel import TensorRanks
-
-Sample = tuple[torch.Tensor, torch.Tensor]
 
 
 class RecommenderPipeline(PipelineModule):
@@ -63,6 +63,9 @@ class RecommenderPipeline(PipelineModule):
 
     parts: list[int]
     """DeepSpeed's name for the bounds of the cut."""
+
+    packings: Iterator[Packing] | None = None
+    """How the rows of the next forward passes are divided, while a step with packed rows runs."""
 
     cut_by_profile = False
     """The cut is the best for the profile; one that was given may be that of another day."""
@@ -139,15 +142,18 @@ class RecommenderPipeline(PipelineModule):
             Ranks(error=PartitionError).together(self._check_trained)
 
     def forward(self, forward_input: Any) -> Any:
-        """As DeepSpeed's, and the layers that the partition says recompute."""
+        """As DeepSpeed's; the layers that the partition says recompute, and those that must know where histories begin are told."""
+        packing = None if self.packings is None else next(self.packings)
         own = {layer - self._local_start for layer in self.partition.recompute}
-        if not torch.is_grad_enabled() or own.isdisjoint(range(len(self.forward_funcs))):
+        recomputes = torch.is_grad_enabled() and not own.isdisjoint(range(len(self.forward_funcs)))
+        if not recomputes and packing is None:
             return super().forward(forward_input)
         self.micro_offset += 1
         x, micro_batch = forward_input, self.micro_offset + 1
         for place, layer in enumerate(self.forward_funcs):
-            run = partial(self._run_seeded, layer, self._local_start + place, micro_batch)
-            x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if place in own else run(x)
+            run = partial(self._run_seeded, layer, self._local_start + place, micro_batch, packing)
+            again = recomputes and place in own
+            x = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False) if again else run(x)
         return x
 
     def _check_trained(self) -> None:
@@ -158,12 +164,14 @@ class RecommenderPipeline(PipelineModule):
                 "DeepSpeed would have nothing to train there; use fewer stages, or another cut"
             )
 
-    def _run_seeded(self, layer: Callable[[Any], Any], number: int, micro_batch: int, x: Any) -> Any:
+    def _run_seeded(
+        self, layer: Callable[..., Any], number: int, micro_batch: int, packing: Packing | None, x: Any
+    ) -> Any:
         """A layer with the random numbers that DeepSpeed gives it in this micro-batch, however often it runs."""
         self.curr_layer = number
         if self.seed_layers:
             self.seed_fn(self.base_seed * micro_batch + number)
-        return layer(x)
+        return run_packed(layer, x, packing)
 
     def save_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """DeepSpeed's own checkpoints.

@@ -12,8 +12,10 @@ from deepspeed.runtime.pipe import schedule
 
 from recparallel import events
 from recparallel.compression.wire import crossing_bytes
+from recparallel.data.batching import PackedBatch, sequences_of
 from recparallel.engines import eager_schedule, spread_head
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.packed_rows import packed_step, packings_of
 from recparallel.engines.positions import agree_on_positions
 from recparallel.models.losses import TargetLoss
 
@@ -33,8 +35,11 @@ PHASES = {
 }
 
 
-def bind_training_step(engine: Any, bindings: Bindings) -> None:
+def bind_training_step(engine: Any, bindings: Bindings, *, packed: bool = False) -> None:
     """Wrap ``train_batch`` of a pipeline engine.
+
+    Args:
+        packed: rows of micro-batches hold several histories, and every stage has the micro-batches.
 
     Before the schedule runs, the step's micro-batches are taken from the iterator, so that
 
@@ -48,7 +53,9 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
         start = time.perf_counter()
         source = data_iter if data_iter is not None else engine.data_iterator
         loader = engine.training_dataloader
-        batches = None if source is None else [next(source) for _ in range(engine.micro_batches)]
+        given = None if source is None else [next(source) for _ in range(engine.micro_batches)]
+        packings = packings_of(engine, given, expected=packed)
+        batches = None if given is None else [batch[:2] for batch in given]
         agree_on_positions(engine, batches)
         if (head := getattr(engine, spread_head.HEAD, None)) is not None:
             head.expect(batches)
@@ -58,13 +65,13 @@ def bind_training_step(engine: Any, bindings: Bindings) -> None:
             first = engine.global_steps * engine.grid.data_parallel_size + engine.grid.data_parallel_id
             engine.module.micro_offset = first * engine.micro_batches
         try:
-            with counted_targets(engine, batches, engine.micro_batches):
+            with counted_targets(engine, batches, engine.micro_batches), packed_step(engine.module, packings):
                 loss = original(None if batches is None else iter(batches))
         finally:
             engine.data_iterator, engine.training_dataloader = source, loader
         if events.observed():
             seconds = time.perf_counter() - start
-            events.emit(events.StepDone(engine.global_steps, loss.item(), seconds, engine.train_batch_size()))
+            events.emit(events.StepDone(engine.global_steps, loss.item(), seconds, _sequences(engine, given)))
         return loss
 
     bindings.bind(engine, "train_batch", train_batch)
@@ -78,6 +85,13 @@ def bind_measured_instructions(engine: Any, bindings: Bindings, *, wire: str = "
     """
     measured = {kind: _measured(PHASES[kind], run, wire) for kind, run in engine._INSTRUCTION_MAP.items()}
     bindings.bind(engine, "_INSTRUCTION_MAP", measured)
+
+
+def _sequences(engine: Any, batches: list[Any] | None) -> int:
+    """Of all replicas in a step; where rows are packed, as many of each as of this one."""
+    if batches is None or not isinstance(batches[0], PackedBatch):
+        return int(engine.train_batch_size())
+    return int(sum(map(sequences_of, batches)) * engine.grid.data_parallel_size)
 
 
 @contextmanager

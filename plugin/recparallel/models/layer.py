@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recparallel.models.packing import Packing, run_packed
 from recparallel.plan import LayerKind
 
 HeadOutput = tuple[Tensor, Tensor]
@@ -41,6 +42,6 @@ class Layer:
     def build(self) -> nn.Module:
         return self.module_class(**self.kwargs)
 
-    def run(self, module: nn.Module, inputs: Any) -> Any:
+    def run(self, module: nn.Module, inputs: Any, packing: Packing | None = None) -> Any:
         """The layer's output, whether or not it has a ``forward`` of its own."""
-        return module(inputs) if self.forward is None else self.forward(module, inputs)
+        return run_packed(module, inputs, packing) if self.forward is None else self.forward(module, inputs)

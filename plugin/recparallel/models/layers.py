@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.masking_utils import create_masks_for_generate
 
 from recparallel.errors import ConfigError
 from recparallel.models.layer import HeadOutput
+from recparallel.models.packing import Packing, masks_of
 from recparallel.models.row_gradients import KEEPER, keeper_of, look_up_rows
 from recparallel.models.trunk import Trunk
 from recparallel.tensor_parallel import ALONE, TensorRanks
@@ -120,6 +120,8 @@ class PositionTable(TrunkPart):
         dropout: of the sums; None for a family that has none there.
     """
 
+    takes_packing = True
+
     def __init__(
         self,
         *,
@@ -134,26 +136,28 @@ class PositionTable(TrunkPart):
         self.max_length, self.setting, self.family = max_length, setting, config.model_type
         self.dropout = nn.Identity() if dropout is None else nn.Dropout(dropout)
 
-    def vectors(self, positions_L: Tensor) -> Tensor:
-        """Of the positions, counted from 0."""
-        return self.part(positions_L)  # type: ignore[no-any-return]
+    def vectors(self, positions: Tensor) -> Tensor:
+        """Of the positions, counted from 0: (L,) to (L, D), or (B, L) to (B, L, D)."""
+        return self.part(positions)  # type: ignore[no-any-return]
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, packing: Packing | None = None) -> Tensor:
         length = number_of_positions(hidden_BLD, self.ranks)
         if length > self.max_length:
             raise ConfigError(
                 f"histories of {length} positions, but this {self.family} has {self.setting}={self.max_length}"
             )
-        positions_L = torch.arange(length, device=hidden_BLD.device)
+        positions = torch.arange(length, device=hidden_BLD.device) if packing is None else packing.on(hidden_BLD)
         if self.ranks.sequence:
-            positions_L = positions_L[slice(*self.ranks.positions(length))]
+            positions = positions[..., slice(*self.ranks.positions(length))]
         with own_randomness(self, self.ranks, hidden_BLD):
-            return self.dropout(hidden_BLD + self.vectors(positions_L))
+            return self.dropout(hidden_BLD + self.vectors(positions))
 
 
 class DecoderBlock(nn.Module):
     """One decoder block of the Hugging Face model, (B, L, D) to (B, L, D), with its own rotary table where the family
     has one."""
+
+    takes_packing = True
 
     def __init__(self, *, config: PretrainedConfig, index: int, ranks: TensorRanks = ALONE) -> None:
         super().__init__()
@@ -173,18 +177,21 @@ class DecoderBlock(nn.Module):
         self.rotary = rotary if rotary is None else rotary.to(next(self.parameters()).device)
         return self
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, packing: Packing | None = None) -> Tensor:
         length = number_of_positions(hidden_BLD, self.ranks)
-        positions_1L = torch.arange(length, device=hidden_BLD.device).unsqueeze(0)
         # Only its shape, type and device are looked at.
         whole_BLD = hidden_BLD.new_empty(1).expand(hidden_BLD.shape[0], length, hidden_BLD.shape[2])
-        masks = create_masks_for_generate(self.config, whole_BLD, attention_mask=None, past_key_values=None)
+        if packing is None:
+            positions = torch.arange(length, device=hidden_BLD.device).unsqueeze(0)
+            masks = masks_of(self.config, whole_BLD, None)
+        else:
+            positions, masks = packing.on(hidden_BLD), packing.masks(self.config, whole_BLD)
         kwargs: dict[str, Any] = {
             "attention_mask": masks[self.attention] if isinstance(masks, dict) else masks,
-            "position_ids": positions_1L,
+            "position_ids": positions,
         }
         if self.rotary is not None:
-            kwargs["position_embeddings"] = self.rotary(hidden_BLD, position_ids=positions_1L)
+            kwargs["position_embeddings"] = self.rotary(hidden_BLD, position_ids=positions)
         with own_randomness(self, self.ranks, hidden_BLD):
             return self.block(hidden_BLD, **kwargs)
 

@@ -13,6 +13,7 @@ import torch
 
 from recparallel.models.layer import Layer
 from recparallel.models.layers import DecoderBlock
+from recparallel.models.packing import Packing, run_packed
 
 _ROUNDS = 5
 _LEAST_SECONDS = 0.5
@@ -28,6 +29,7 @@ def time_attentions(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    packing: Packing | None = None,
 ) -> dict[str, float]:
     """Seconds of the forward and backward pass of a block, by attention; of a model with several kinds of blocks, of one of each.
 
@@ -38,6 +40,7 @@ def time_attentions(
         layers_of: the model's layers under each attention.
         shape: sequences B and positions L of a micro-batch.
         width: hidden width D.
+        packing: how the rows of the micro-batch are divided.
     """
     with torch.random.fork_rng(), torch.enable_grad():
         x = torch.randn(*shape, width, device=device, dtype=dtype, requires_grad=True)
@@ -45,7 +48,7 @@ def time_attentions(
         for number, (name, layers) in enumerate(layers_of.items()):
             try:
                 modules = [layer.build().to(device=device, dtype=dtype).train() for layer in _one_of_each(layers)]
-                _pass(modules, x)
+                _pass(modules, x, packing)
             except (RuntimeError, ValueError, ImportError):
                 if number == 0:
                     raise
@@ -57,7 +60,7 @@ def time_attentions(
             if number >= _ROUNDS and time.perf_counter() - start > _LEAST_SECONDS:
                 break
             for name, modules in blocks.items():
-                seconds[name].append(_pass(modules, x))
+                seconds[name].append(_pass(modules, x, packing))
     return {name: statistics.median(seconds[name]) if name in seconds else math.inf for name in layers_of}
 
 
@@ -66,10 +69,10 @@ def _one_of_each(layers: Sequence[Layer]) -> list[Layer]:
     return list({layer.alike: layer for layer in reversed(blocks)}.values())
 
 
-def _pass(modules: Sequence[torch.nn.Module], x: torch.Tensor) -> float:
+def _pass(modules: Sequence[torch.nn.Module], x: torch.Tensor, packing: Packing | None) -> float:
     start = _now(x)
     for module in modules:
-        output = module(x)
+        output = run_packed(module, x, packing)
         output.backward(torch.ones_like(output))
     return _now(x) - start
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recparallel.models.layer import Layer
+from recparallel.models.packing import Packing
 from recparallel.plan import LayerCost, Profile
 from recparallel.profiling.passes import LayerPasses
 from recparallel.profiling.steady import steady_passes
@@ -45,7 +46,7 @@ class Effort:
 def profile_layers(
     layers: Sequence[Layer],
     loss_fn: LossFunction,
-    sample: tuple[Tensor, Any],
+    sample: tuple[Any, ...],
     *,
     repeats: int = 3,
     warmup: int = 1,
@@ -60,7 +61,7 @@ def profile_layers(
     Of layers that are ``alike`` the first is measured: the others do the same work, unless the loss comes on top.
 
     Args:
-        sample: one micro-batch: inputs (B, L) int64 and labels.
+        sample: one micro-batch: inputs (B, L) int64 and labels; or a :class:`~recparallel.data.batching.PackedBatch`.
         repeats, warmup, least_seconds: see :class:`Effort`.
         sums: how the training will add up gradients.
         progress: wraps the iteration, for a progress bar.
@@ -119,7 +120,7 @@ class Measured:
 def measure_layers(
     layers: Sequence[Layer],
     loss_fn: LossFunction,
-    sample: tuple[Tensor, Any],
+    sample: tuple[Any, ...],
     *,
     wanted: Collection[int],
     effort: Effort,
@@ -137,7 +138,7 @@ def measure_layers(
        loss belongs to the last layer, since it runs where that layer runs.
     3. Gradients add up from run to run, as they do over the micro-batches of a step (:class:`LayerPasses`).
     """
-    inputs, labels = sample
+    (inputs, labels), packing = sample[:2], Packing.of(sample)
     shared: dict[str, nn.Module] = {}
     costs: dict[int, LayerCost] = {}
     kept: LayerPasses | None = None
@@ -156,10 +157,10 @@ def measure_layers(
                 shared[layer.tie] = module
             if index not in wanted:
                 with torch.no_grad():
-                    x = layer.run(module, x)
+                    x = layer.run(module, x, packing)
                 continue
             closing = index == len(layers) - 1
-            run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module)
+            run = _closed(layer, module, loss_fn, labels) if closing else _open(layer, module, packing)
             lazy = layer.kind in sums.lazy
             passes = LayerPasses(run, module=module, x=x, tied=layer.tie is not None, sums=sums, lazy=lazy)
             costs[index] = _cost(layer, passes, module, effort, sums)
@@ -170,8 +171,8 @@ def measure_layers(
     return Measured(costs, kept)
 
 
-def _open(layer: Layer, module: nn.Module) -> Callable[[Any], Any]:
-    return lambda x: layer.run(module, x)
+def _open(layer: Layer, module: nn.Module, packing: Packing | None) -> Callable[[Any], Any]:
+    return lambda x: layer.run(module, x, packing)
 
 
 def _closed(layer: Layer, module: nn.Module, loss_fn: LossFunction, labels: Any) -> Callable[[Any], Any]:

@@ -48,7 +48,7 @@ def joined(device: torch.device | str = "cpu") -> Iterator[int]:
 def profile_here(
     layers: Sequence[Layer],
     loss_fn: LossFunction,
-    sample: tuple[torch.Tensor, Any],
+    sample: tuple[Any, ...],
     *,
     effort: Effort,
     device: torch.device | str = "cpu",
@@ -86,7 +86,7 @@ class _Share:
 def profile_on_ranks(
     layers: Sequence[Layer],
     loss_fn: LossFunction,
-    sample: tuple[torch.Tensor, Any],
+    sample: tuple[Any, ...],
     *,
     effort: Effort,
     device: torch.device | str = "cpu",

@@ -1,15 +1,49 @@
 """The training loop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
+from recparallel.data.batching import sequences_of
+from recparallel.data.markers import IGNORE
 from recparallel.engines.checkpoint import Checkpointer
 from recparallel.engines.step_summary import StepSummary
 from recparallel.training.arguments import RANK, TrainingArguments
+
+
+@dataclass
+class Pace:
+    """What training steps took and did, over all replicas: each is taken to have as much as this one.
+
+    Attributes:
+        seconds: in them.
+        sequences: histories.
+        targets: predicted items.
+        positions: of all rows, padding included.
+    """
+
+    seconds: float = 0.0
+    sequences: int = 0
+    targets: int = 0
+    positions: int = 0
+
+    def add(self, seconds: float, micro_batches: Sequence[Any], replicas: int) -> None:
+        """One step, by the micro-batches of one replica."""
+        self.seconds += seconds
+        self.sequences += replicas * sum(map(sequences_of, micro_batches))
+        self.targets += replicas * sum(int((batch[1] != IGNORE).sum()) for batch in micro_batches)
+        self.positions += replicas * sum(batch[0].numel() for batch in micro_batches)
+
+    def summary(self) -> dict[str, float | None]:
+        """Rates, and the share of positions without a target; None where there was no step."""
+        return {
+            "sequences_per_s": self.sequences / self.seconds if self.seconds else None,
+            "targets_per_s": self.targets / self.seconds if self.seconds else None,
+            "padding": 1 - self.targets / self.positions if self.positions else None,
+        }
 
 
 @dataclass
@@ -33,10 +67,10 @@ class Fit:
     tracker: Any
     summary: StepSummary
 
-    def run(self, total_steps: int) -> tuple[float, int]:
-        """Train up to ``total_steps``. Returns the seconds spent in training steps and the sequences trained in them."""
+    def run(self, total_steps: int) -> Pace:
+        """Train up to ``total_steps``."""
         engine, sampler = self.engine, self.loader.sampler
-        seconds, sequences = 0.0, 0
+        pace = Pace()
         bar = tqdm(
             total=total_steps,
             initial=engine.global_steps,
@@ -50,8 +84,7 @@ class Fit:
                 for micro_batches in self.loader:
                     start = time.perf_counter()
                     loss = engine.train_batch(iter(micro_batches))
-                    seconds += time.perf_counter() - start
-                    sequences += engine.train_batch_size()
+                    pace.add(time.perf_counter() - start, micro_batches, engine.grid.data_parallel_size)
                     bar.update()
                     bar.set_postfix(epoch=sampler.epoch, loss=f"{loss.item():.4f}")
                     self._after_step()
@@ -60,7 +93,7 @@ class Fit:
                 every = self.settings.eval_epochs
                 if every and sampler.epoch % every == 0 and engine.global_steps < total_steps:
                     self._validate(bar)
-        return seconds, sequences
+        return pace
 
     def _after_step(self) -> None:
         step = self.engine.global_steps

@@ -13,6 +13,7 @@ from recparallel import config_checks, events
 from recparallel.data.windows import Windows
 from recparallel.engines.checkpoint import Checkpointer, check_resumable, load_checkpoint
 from recparallel.engines.deepspeed import initialize
+from recparallel.engines.loading import rows_per_epoch
 from recparallel.engines.step_summary import StepSummary
 from recparallel.models.recommender import Recommender
 from recparallel.models.zoo import Card
@@ -108,7 +109,8 @@ def run(
     Returns:
         What ``metrics.json`` has.
     """
-    steps_per_epoch = -(-len(task.windows) // batch_size(setup.config, setup.world_size))
+    rows = rows_per_epoch(task.windows, setup.section, max_length=task.max_length)
+    steps_per_epoch = -(-rows // batch_size(setup.config, setup.world_size))
     epochs = first_given(train_args.num_train_epochs, setup.card and setup.card.num_train_epochs, 10)
     total_steps = train_args.max_steps if train_args.max_steps > 0 else steps_per_epoch * epochs
     config = complete_config(setup.config, train_args, setup.card, total_steps)
@@ -135,13 +137,11 @@ def run(
         summary = StepSummary()
         stack.enter_context(events.subscribe(summary))
         checkpointer = Checkpointer(engine, checkpoints)
-        seconds, sequences = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary).run(
-            total_steps
-        )
+        pace = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary).run(total_steps)
         checkpointer.save(sampler=loader.sampler.state_dict())
         result = {
             **task.test(engine),
-            "sequences_per_s": sequences / seconds if seconds else None,
+            **pace.summary(),
             "plan": engine.recparallel.plan.model_dump(mode="json"),
             "steps": engine.global_steps,
         }

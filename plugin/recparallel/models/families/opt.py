@@ -1,5 +1,6 @@
 """OPT: learned positions that begin at row 2 of their table, and no rotary table."""
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -13,8 +14,8 @@ from recparallel.tensor_parallel.block import BlockPlan
 class OffsetPositions(PositionTable):
     """OPT's table knows by itself where its positions begin."""
 
-    def vectors(self, positions_L: Tensor) -> Tensor:
-        return self.part(None, position_ids=positions_L.unsqueeze(0))  # type: ignore[no-any-return]
+    def vectors(self, positions: Tensor) -> Tensor:
+        return self.part(None, position_ids=torch.atleast_2d(positions))  # type: ignore[no-any-return]
 
 
 class OPTTrunk(Trunk):

@@ -1,0 +1,62 @@
+"""Training data of an engine: its loader, by the config's ``lengths``."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from recparallel.config import RecParallelConfig
+from recparallel.data.batching import PackedLoader, WindowLoader, first_rows, packed_batch
+from recparallel.data.packing import Packs
+from recparallel.data.sampler import GlobalBatchSampler
+from recparallel.data.windows import Windows
+from recparallel.engines.packed_rows import Sample
+
+_POSITIONS = 8
+"""Dynamic lengths are multiples of it: fewer different shapes."""
+
+
+def packs_of(rows: Any, *, max_length: int, seed: int) -> Packs:
+    """Which windows share a row; the same on every rank."""
+    return Packs(Windows.of(rows).lengths - 1, max_length=max_length, seed=seed)
+
+
+def rows_per_epoch(rows: Any, section: RecParallelConfig, *, max_length: int) -> int:
+    """Rows that a loader of these windows deals out."""
+    return len(packs_of(rows, max_length=max_length, seed=0)) if section.lengths == "packed" else len(rows)
+
+
+def first_micro_batch(rows: Any, count: int, section: RecParallelConfig, *, max_length: int) -> Sample:
+    """What a loader of these windows gives, to time layers with: ``count`` rows."""
+    if section.lengths != "packed":
+        return first_rows(rows, count, max_length=max_length)
+    packed = packs_of(rows, max_length=max_length, seed=section.seed).rows(epoch=0)
+    return packed_batch(Windows.of(rows), [packed[i] for i in range(min(count, len(packed)))], max_length)
+
+
+def loader_of(engine: Any, rows: Any, section: RecParallelConfig, *, max_length: int) -> WindowLoader | PackedLoader:
+    """This replica's loader.
+
+    Args:
+        engine: says how many micro-batches of how many rows, and which replica this is.
+        rows: windows of item ids.
+    """
+    packs = packs_of(rows, max_length=max_length, seed=section.seed) if section.lengths == "packed" else None
+    sampler = GlobalBatchSampler(
+        len(rows if packs is None else packs),
+        micro_batch=engine.micro_batch_size,
+        num_micro_batches=engine.micro_batches,
+        num_replicas=engine.grid.data_parallel_size,
+        replica=engine.grid.data_parallel_id,
+        seed=section.seed,
+    )
+    if packs is not None:
+        return PackedLoader(rows, packs, sampler, max_length=max_length)
+    multiple = math.lcm(_POSITIONS, section.tensor if section.sequence_parallel else 1)
+    return WindowLoader(rows, sampler, max_length=max_length, dynamic=section.lengths == "dynamic", multiple=multiple)
+
+
+def endless(loader: WindowLoader | PackedLoader) -> Iterator[Any]:
+    """Micro-batch after micro-batch, epoch after epoch, as ``engine.train_batch()`` reads them."""
+    while True:
+        for micro_batches in loader:
+            yield from micro_batches

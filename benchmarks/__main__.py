@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             local=given.local,
             fresh=given.fresh,
             rounds=given.rounds,
+            peer=given.peer,
             command=shlex.join(["python", "-m", "benchmarks", *words]),
         )
         return int(importlib.import_module(entry.module).run(options))
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--local", action="store_true", help="plain processes, no limits; marked so in the results")
     parser.add_argument("--fresh", action="store_true", help="do not go on from what an interrupted run has measured")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of all sides")
+    parser.add_argument("--peer", type=Path, metavar="FOLDER", help="sasrec: a checkout of pmixer/SASRec.pytorch")
     return parser
 
 

@@ -19,6 +19,7 @@ class Options:
         local: plain local processes instead of emulated nodes.
         fresh: measure everything again, also what an interrupted run has left.
         rounds: rounds of all sides; ``None`` means the benchmark's own choice.
+        peer: the checkout of another project, for a benchmark that trains beside it.
         command: the command line, for the record.
     """
 
@@ -30,4 +31,5 @@ class Options:
     local: bool = False
     fresh: bool = False
     rounds: int | None = None
+    peer: Path | None = None
     command: str = ""

@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "ragged", "benchmarks.ragged", "histories of different lengths: padded, as long as the longest, packed"
         ),
+        Benchmark("sasrec", "benchmarks.sasrec", "NDCG@10 on MovieLens-1M over time, beside pmixer/SASRec.pytorch"),
         Benchmark("click", "benchmarks.click", "the click task of TALLRec's movies, with a trunk trained from scratch"),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(

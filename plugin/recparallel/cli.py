@@ -4,6 +4,7 @@ recparallel profile --model llama-tiny --num-items 20000 --micro-batch 8 --lengt
 recparallel partition profile.json --stages 4 --num-micro-batches 16
 recparallel export runs/first --to exported
 recparallel data describe movielens-1m --data-dir ml-1m
+recparallel zoo --write docs/model_zoo.md
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from recparallel import cli_data, registry
-from recparallel.errors import PartitionError, RecParallelError
+from recparallel.errors import ConfigError, PartitionError, RecParallelError
 from recparallel.plan import DEFAULT_SCHEDULE, Partition, Profile
 from recparallel.profiling.files import read_profile
 
@@ -238,6 +239,25 @@ def deepspeed_section(cut: Partition, measured: Profile, path: Path) -> dict[str
     partition = {"method": cut.method, "profile": str(path.absolute())}
     own = {"stages": cut.num_stages, "schedule": measured.schedule or DEFAULT_SCHEDULE, "partition": partition}
     return {**section, "recparallel": own}
+
+
+@app.command()
+def zoo(
+    folder: Annotated[Path, typer.Argument(help="with a folder for each card")] = Path("model_zoo"),
+    write: Annotated[
+        Path | None, typer.Option(help="document whose cards are replaced, between its markers; left out: printed")
+    ] = None,
+) -> None:
+    """The cards of a model zoo: what each is, how it is trained, and what came of it."""
+    from recparallel.models.zoo_page import BEGIN, END, page_of, with_cards
+
+    if write is None:
+        typer.echo(page_of(folder))
+        return
+    document = write.read_text()
+    if BEGIN not in document or END not in document:
+        raise ConfigError(f"{write}: needs the lines {BEGIN!r} and {END!r}, between which the cards go")
+    write.write_text(with_cards(document, folder))
 
 
 def _print_table(cut: Partition, measured: Profile) -> None:

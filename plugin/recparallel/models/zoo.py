@@ -32,13 +32,35 @@ class Data(_Part):
     max_length: int = Field(ge=1)
 
 
+class Interval(_Part):
+    """Of several seeds: the mean, and the least and the largest."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ({self.low:.4f}–{self.high:.4f})"
+
+
 class Result(_Part):
-    """One measured training: the command, what it gave, and under which protocol."""
+    """One measured training: the command, what it gave, and under which protocol.
+
+    Attributes:
+        command: exact, but for ``--seed`` and ``--output_dir`` where several seeds were run.
+        dataset, protocol: what was ranked, and how.
+        seeds: that were run.
+        metrics: by name.
+        throughput: by name, as ``histories/s``; empty where not measured.
+        machine: on which.
+    """
 
     command: str
     dataset: str
     protocol: str
-    metrics: dict[str, float]
+    seeds: tuple[int, ...] = ()
+    metrics: dict[str, float | Interval]
+    throughput: dict[str, float | Interval] = {}
     machine: str
 
 
@@ -57,6 +79,11 @@ class Card(_Part):
     learning_rate: float = Field(gt=0)
     plan: str
     results: tuple[Result, ...] = ()
+
+
+def cards_of(zoo: Path) -> dict[str, Card]:
+    """All cards of a zoo, by the names of their folders."""
+    return {path.parent.name: load_card(path) for path in sorted(zoo.glob(f"*/{CARD}"))}
 
 
 def find_card(model: str, zoo: Path) -> Card | None:

@@ -34,7 +34,7 @@ _COUNTS = (1, 2, 4, 8, 16)
 """Micro-batches of a step that are tried."""
 
 _ROUNDS, _STEPS, _TIMEOUT = 6, 3, 900.0
-_ONE = ClusterSpec(name="one process", nodes=1)
+_ONE = ClusterSpec(name="one_process", nodes=1)
 
 
 @dataclass(frozen=True)

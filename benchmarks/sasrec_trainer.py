@@ -62,11 +62,12 @@ class Trainer:
 
     def __init__(self, start: Start, data: Path, peer: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, start, data, peer))
+        self._ours, self._theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._theirs, start, data, peer))
 
     def __enter__(self) -> "Trainer":
         self._process.start()
+        self._theirs.close()  # so that its end is noticed here
         return self
 
     def turn(self, seconds: float) -> Point:
@@ -75,11 +76,12 @@ class Trainer:
         Raises:
             RunError: it failed.
         """
-        self._ours.send(seconds)
-        while not self._ours.poll(1.0):
-            if not self._process.is_alive():
-                raise RunError(f"a training ended with {self._process.exitcode}; its words are above")
-        point: Point = self._ours.recv()
+        try:
+            self._ours.send(seconds)
+            point: Point = self._ours.recv()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise RunError(f"a training ended with {self._process.exitcode}; its words are above") from error
         return point
 
     def __exit__(

@@ -23,6 +23,11 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Launches come first, before pools of workers take up memory: each reads torch and DeepSpeed from the disk anew."""
+    items.sort(key=lambda item: item.get_closest_marker("launch") is None)
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look through it again and again."""
     gc.freeze()

@@ -37,8 +37,8 @@ def _arguments(config: Path, log: Path, output_dir: Path, *more: str) -> list[st
 
 
 def test_a_run_writes_what_it_promises(log, tmp_path):
-    config = write_config(tmp_path / "ds.json")
-    done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "8", "--eval_epochs", "4"))
+    config = write_config(tmp_path / "ds.json", recparallel={"stages": 2, "lengths": "packed"})
+    done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "12", "--eval_epochs", "6"))
     assert done.returncode == 0, done.stdout
     for promised in (
         "pipeline cut by 'profile'",
@@ -51,6 +51,7 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics) >= {"hr@10", "ndcg@10", "popularity", "sequences_per_s", "plan", "protocol"}
     assert metrics["plan"]["pipeline"] == 2
+    assert metrics["padding"] < 0.1 < metrics["sequences_per_s"] < metrics["targets_per_s"]
     assert metrics["hr@10"] > metrics["popularity"]["hr@10"]
     assert "full ranking" in metrics["protocol"]
     by_step = losses(tmp_path / "run")

@@ -40,6 +40,9 @@ _SETTING = Setting(16, "bf16")
 _DENSE_START = {"ddp powersgd": 2}
 """Steps that a side makes densely before its own way, which is what was measured."""
 _STEPS, _WINDOW = 48, 4
+_JOB_SECONDS = 1_200.0
+"""For all steps of a side: a limit for what hangs, wide enough for a machine that has other things to do."""
+
 _QUICK_STEPS, _QUICK_BATCH = 4, 16
 
 Curves = dict[str, list[float]]
@@ -139,7 +142,7 @@ def _train(workload: str, settings: Mapping[str, Setting], *, quick: bool) -> tu
         for side in SIDES:
             setting = Setting(4, _SETTING.precision) if quick else settings.get(side, _SETTING)
             job = Job(side, side, LEARNABLE[workload], setting, steps - 1, 1, batch)
-            launched = run_jobs(cluster, [job], seconds_per_job=300)
+            launched = run_jobs(cluster, [job], seconds_per_job=_JOB_SECONDS)
             failed |= launched.failed
             for reason in launched.failed.values():
                 console.print(f"  {side} did not run: {reason}", markup=False)

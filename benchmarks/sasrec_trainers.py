@@ -65,6 +65,7 @@ class Ours:
                 tied=card.head.tied,
                 loss=card.head.loss,
                 dropout=card.head.dropout,
+                attention_dropout=card.head.attention_dropout,
             ),
             config=complete_config(config, TrainingArguments(output_dir=""), card, self._steps),
             training_data=windows,

@@ -51,6 +51,7 @@ class ModelArguments:
     loss: str | None = field(default=None, metadata={"help": "cross_entropy, chunked_cross_entropy or sampled_softmax"})
     num_negatives: int | None = field(default=None, metadata={"help": "shared negatives of sampled_softmax"})
     dropout: float | None = field(default=None, metadata={"help": "of the item vectors and the trunk"})
+    attention_dropout: float | None = field(default=None, metadata={"help": "inside attention, if not --dropout"})
 
 
 @dataclass
@@ -171,6 +172,7 @@ def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> 
         loss=loss,
         loss_options=options,
         dropout=head.dropout if model_args.dropout is None else model_args.dropout,
+        attention_dropout=head.attention_dropout if model_args.attention_dropout is None else model_args.attention_dropout,
     )
 
 

@@ -28,7 +28,8 @@ from recparallel.models.trunk import Trunk
 TABLE = "item_table"
 """Tie key of the shared item table."""
 
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_dropout", "resid_pdrop")
+_DROPOUTS = ("dropout", "embd_pdrop", "hidden_dropout", "resid_pdrop")
+_ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
 """What configs call their dropouts."""
 
 
@@ -53,6 +54,7 @@ def build_recommender(
     loss: str = "cross_entropy",
     loss_options: dict[str, Any] | None = None,
     dropout: float = 0.0,
+    attention_dropout: float | None = None,
     pretrained: bool = True,
 ) -> Recommender:
     """Turn a Hugging Face decoder-only LM into pipeline layers with a recommendation head.
@@ -65,6 +67,7 @@ def build_recommender(
         loss_options: keyword arguments of that loss.
         dropout: of the item vectors, and of every dropout that the family's config has. With ``num_items=None`` the
             config's own values stay.
+        attention_dropout: of the attention's probabilities, where it is another one.
         pretrained: load the trunk's weights where ``model`` names a folder or repository that has them.
 
     Raises:
@@ -73,13 +76,16 @@ def build_recommender(
     """
     if num_items is not None and num_items < 1:
         raise ConfigError(f"num_items must be at least 1, got {num_items}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
+    attention_dropout = dropout if attention_dropout is None else attention_dropout
+    for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+        if not 0.0 <= share < 1.0:
+            raise ConfigError(f"{name} must lie in [0, 1), got {share}")
     config = _load_config(model)
     if num_items is not None:
-        for key in _DROPOUTS:
-            if hasattr(config, key):
-                setattr(config, key, dropout)
+        for keys, share in ((_DROPOUTS, dropout), (_ATTENTION_DROPOUTS, attention_dropout)):
+            for key in keys:
+                if hasattr(config, key):
+                    setattr(config, key, share)
         config.tie_word_embeddings = tied
     _leave_scores_alone(config, tokens=num_items is None)
     trunk = Trunk.of(config)

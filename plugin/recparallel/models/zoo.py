@@ -23,6 +23,7 @@ class Head(_Part):
     loss: str = "cross_entropy"
     loss_options: dict[str, Any] = {}
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    attention_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
 
 
 class Data(_Part):

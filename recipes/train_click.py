@@ -122,6 +122,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
             "protocol": f"AUC of the logit of yes less that of no over {len(parts['test']):,} prompts; "
             f"trained on {len(parts['train']):,}",
         },
+        watched="AUC",
     )
     result = run(task, setup, train_args, output_dir, arguments)
     if RANK == 0:

@@ -7,6 +7,7 @@ Works on CPUs (gloo) and GPUs (NCCL) without a change. Each option has a help te
 --help``.
 """
 
+import inspect
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,10 @@ class ModelArguments:
         default="llama-tiny", metadata={"help": "a card of model_zoo/, a Hugging Face folder, or a hub name owner/name"}
     )
     tied: bool | None = field(default=None, metadata={"help": "score against the item embedding itself"})
-    loss: str | None = field(default=None, metadata={"help": "cross_entropy, chunked_cross_entropy or sampled_softmax"})
-    num_negatives: int | None = field(default=None, metadata={"help": "shared negatives of sampled_softmax"})
+    loss: str | None = field(
+        default=None, metadata={"help": f"one of {', '.join(sorted({*registry.losses} - {'answers'}))}"}
+    )
+    num_negatives: int | None = field(default=None, metadata={"help": "shared negatives of sampled_softmax and gbce"})
     dropout: float | None = field(default=None, metadata={"help": "of the item vectors and the trunk"})
     attention_dropout: float | None = field(default=None, metadata={"help": "inside attention, if not --dropout"})
 
@@ -145,6 +148,7 @@ def train(arguments: Arguments, output_dir: Path) -> None:
         began=began,
         validate=validate,
         test=test,
+        watched="NDCG@10",
     )
     result = run(task, setup, train_args, output_dir, arguments)
     if RANK == 0:
@@ -158,12 +162,14 @@ def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> 
     if loss == "answers":
         raise ConfigError("loss 'answers' is for prompts: use recipes/train_click.py")
     options: dict[str, Any] = dict(head.loss_options) if loss == head.loss else {}
-    if loss == "sampled_softmax":
+    takes = inspect.signature(registry.losses.load(loss, where="--loss")).parameters
+    if "item_counts" in takes:
         options["item_counts"] = popularity_scores(split)
+    if "num_negatives" in takes:
         options |= {} if model_args.num_negatives is None else {"num_negatives": model_args.num_negatives}
     elif model_args.num_negatives is not None:
         raise ConfigError(
-            f"--num_negatives {model_args.num_negatives} goes with --loss sampled_softmax, the loss is {loss}"
+            f"--num_negatives {model_args.num_negatives} goes with losses that draw some, the loss is {loss}"
         )
     return recparallel.build_recommender(
         card.architecture if card else model_args.model,
@@ -172,7 +178,9 @@ def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> 
         loss=loss,
         loss_options=options,
         dropout=head.dropout if model_args.dropout is None else model_args.dropout,
-        attention_dropout=head.attention_dropout if model_args.attention_dropout is None else model_args.attention_dropout,
+        attention_dropout=head.attention_dropout
+        if model_args.attention_dropout is None
+        else model_args.attention_dropout,
     )
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from launching import RECIPE, command, environment, launch, losses, write_config, write_small_log
 from transformers import HfArgumentParser
 
+from recparallel.checkpointing.export import find_checkpoint
 from recparallel.errors import CheckpointError, ConfigError, RecParallelError
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(300)]
@@ -38,7 +39,8 @@ def _arguments(config: Path, log: Path, output_dir: Path, *more: str) -> list[st
 
 def test_a_run_writes_what_it_promises(log, tmp_path):
     config = write_config(tmp_path / "ds.json", recparallel={"stages": 2, "lengths": "packed"})
-    done = launch(2, *_arguments(config, log, tmp_path / "run", "--num_train_epochs", "12", "--eval_epochs", "6"))
+    lengths = ("--num_train_epochs", "12", "--eval_epochs", "6", "--early_stopping_patience", "5")
+    done = launch(2, *_arguments(config, log, tmp_path / "run", *lengths))
     assert done.returncode == 0, done.stdout
     for promised in (
         "pipeline cut by 'profile'",
@@ -51,6 +53,8 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics) >= {"hr@10", "ndcg@10", "popularity", "sequences_per_s", "plan", "protocol"}
     assert metrics["plan"]["pipeline"] == 2
+    assert find_checkpoint(tmp_path / "run" / "best").name == f"step_{metrics['best_step']}"
+    assert 0 < metrics["best_step"] <= metrics["steps"]
     assert metrics["padding"] < 0.1 < metrics["sequences_per_s"] < metrics["targets_per_s"]
     assert metrics["hr@10"] > metrics["popularity"]["hr@10"]
     assert "full ranking" in metrics["protocol"]

@@ -73,6 +73,7 @@ def recommender(run: Run) -> Any:
     options = {
         "answers": {"yes": 3, "no": 5},
         "sampled_softmax": {"num_negatives": 10},
+        "gbce": {"num_negatives": 10},
         "chunked_cross_entropy": {"chunk_mib": 1e-3},
     }.get(run.loss)
     return build_recommender(

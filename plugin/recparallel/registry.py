@@ -89,6 +89,8 @@ LOSSES = {
     "answers": "recparallel.models.losses.answers:Answers",
     "chunked_cross_entropy": "recparallel.models.losses.chunked_cross_entropy:ChunkedCrossEntropy",
     "cross_entropy": "recparallel.models.losses.cross_entropy:CrossEntropy",
+    "gbce": "recparallel.models.losses.gbce:GBCE",
+    "in_batch_softmax": "recparallel.models.losses.in_batch_softmax:InBatchSoftmax",
     "sampled_softmax": "recparallel.models.losses.sampled_softmax:SampledSoftmax",
 }
 

@@ -34,7 +34,11 @@ def outputs_and_labels(*, seed=0, targets=0.6):
 
 
 def make(name, **options):
-    defaults = {"sampled_softmax": {"num_negatives": 6}, "answers": {"yes": 2, "no": 5}}
+    defaults = {
+        "sampled_softmax": {"num_negatives": 6},
+        "gbce": {"num_negatives": 6},
+        "answers": {"yes": 2, "no": 5},
+    }
     options = {**defaults.get(name, {}), **options}
     return registry.losses.load(name)(num_items=ITEMS, **options)
 

@@ -9,6 +9,8 @@ NUM_ITEMS, WIDTH, TARGETS = 42, 6, 17  # 43 rows: shares of different lengths
 LOSSES = {
     "cross_entropy": {},
     "chunked_cross_entropy": {"chunk_mib": 3e-4},  # a few targets at a time
+    "gbce": {"num_negatives": 11},
+    "in_batch_softmax": {"item_counts": torch.arange(NUM_ITEMS + 1)},
     "sampled_softmax": {"num_negatives": 11, "item_counts": torch.arange(NUM_ITEMS + 1)},
 }
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

@@ -8,9 +8,10 @@ Two seams cover fp32 and bf16, with and without a pipeline:
 
 Under fp16 a hook is given what gradients are without the loss scale, in fp32: residuals outlive a scale.
 
-Without ZeRO, a table of which a step has touched few rows is exchanged by these rows, exactly, before the buckets.
+Without ZeRO, a table of which a step has touched few rows is exchanged by these rows, exactly, before the buckets; each stage with
+a copy of it does so.
 
-A tied table is exchanged once, by the first stage that holds it, and its average handed to the others: a lossy codec
+Otherwise a tied table is exchanged once, by the first stage that holds it, and its average handed to the others: a lossy codec
 run on both stages would make the copies drift apart.
 """
 
@@ -135,9 +136,11 @@ class _DenseExchange:
         for _, bucket in split_half_float_double_sparse(grads)[0]:
             if bucket:
                 engine.sparse_allreduce_no_retain(bucket, dp_group=group, dp_world_size=dist.get_world_size(group))
-        gradients = {p: g for p, g in _dense_gradients(engine) if not _exchanged_elsewhere(p, self.ties)}
-        for p in [p for p in gradients if id(p) in self.row_sums and self._went_by_rows(p, gradients[p])]:
-            del gradients[p]
+        # Copies of a tied table too: exact sums of the same rows are the same on all stages, and need not be handed over.
+        every = {
+            p: g for p, g in _dense_gradients(engine) if id(p) not in self.row_sums or not self._went_by_rows(p, g)
+        }
+        gradients = {p: g for p, g in every.items() if not _exchanged_elsewhere(p, self.ties)}
         buckets = [
             bucket
             for params in _by_dtype(gradients)
@@ -149,9 +152,10 @@ class _DenseExchange:
             averaged = _run(self.hook, flat, params, self.names, index=index, last=index == len(buckets) - 1)
             for p, part in zip(params, averaged.split([p.numel() for p in params])):
                 gradients[p].copy_(part.view_as(gradients[p]))
-        everywhere = {id(p): g for p, g in _dense_gradients(engine)}
-        for key, tie in self.ties.items():
-            tie.hand_over(everywhere[key])
+        left = {id(p): gradient for p, gradient in every.items()}
+        for key, tie in self.ties.items():  # in an order that all stages know
+            if key in left:
+                tie.hand_over(left[key])
 
     def _went_by_rows(self, table: Tensor, gradient: Tensor) -> bool:
         """Average the rows that are not zero, if that is less than all of it, and nothing is rounded on its way."""

@@ -155,7 +155,7 @@ def lazy_kinds(recommender: Recommender) -> tuple[LayerKind, ...]:
     if recommender.tied:
         raise ConfigError(
             f"recparallel.lazy_rows with a tied table and the loss {type(recommender.loss_fn).__name__}, which reads all of "
-            "its rows in every step; use sampled_softmax, or untie the head"
+            "its rows in every step; use sampled_softmax, in_batch_softmax or gbce, or untie the head"
         )
     return ("embedding",)
 

@@ -120,6 +120,12 @@ def look_up_rows(rows: Tensor, keeper: RowGradients) -> Tensor:
     return _LookUp.apply(keeper.trigger, rows, keeper)  # type: ignore[no-any-return]
 
 
+def rows_of(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows (…, D) of a table; their gradient goes to its keeper, where it has one."""
+    keeper = keeper_of(table)
+    return table[rows] if keeper is None else look_up_rows(rows, keeper)
+
+
 class _LookUp(torch.autograd.Function):
     """Autograd runs a backward pass for what requires a gradient; a keeper's trigger does, whether or not the table does."""
 

@@ -30,6 +30,12 @@ class TrainingArguments:
     eval_epochs: int = field(
         default=10, metadata={"help": "rank the validation items after every so many epochs; 0 never"}
     )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={
+            "help": "end after so many validations without a better one, and test the best model; 0 never ends early"
+        },
+    )
     save_steps: int = field(default=0, metadata={"help": "checkpoint after every so many steps; 0 only at the end"})
     logging_steps: int = field(
         default=10, metadata={"help": "gather what steps cost on every rank after so many of them"}
@@ -61,12 +67,17 @@ def check_arguments(train_args: TrainingArguments, output_dir: Path, least: Mapp
         "logging_steps": (train_args.logging_steps, 1),
         "eval_epochs": (train_args.eval_epochs, 0),
         "save_steps": (train_args.save_steps, 0),
+        "early_stopping_patience": (train_args.early_stopping_patience, 0),
     }
     for name, (value, allowed) in {**own, **least}.items():
         if value is not None and value < allowed:
             raise ConfigError(f"--{name} must be at least {allowed}, got {value}")
     if train_args.learning_rate is not None and train_args.learning_rate <= 0:
         raise ConfigError(f"--learning_rate must be above 0, got {train_args.learning_rate}")
+    if train_args.early_stopping_patience and not train_args.eval_epochs:
+        raise ConfigError(
+            f"--early_stopping_patience {train_args.early_stopping_patience} counts validations, and --eval_epochs 0 makes none"
+        )
     if train_args.report_to not in ("wandb", "none"):
         raise ConfigError(f"--report_to {train_args.report_to!r}; allowed are wandb and none")
     if train_args.resume and train_args.overwrite_output_dir:
@@ -78,7 +89,7 @@ def check_arguments(train_args: TrainingArguments, output_dir: Path, least: Mapp
             "--overwrite_output_dir, or name another --output_dir"
         )
     if train_args.overwrite_output_dir and RANK == 0:
-        for old in (pointer, output_dir / "metrics.json"):
+        for old in (pointer, output_dir / "best" / POINTER, output_dir / "metrics.json"):
             old.unlink(missing_ok=True)
 
 

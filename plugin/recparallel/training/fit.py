@@ -12,6 +12,7 @@ from recparallel.data.markers import IGNORE
 from recparallel.engines.checkpoint import Checkpointer
 from recparallel.engines.step_summary import StepSummary
 from recparallel.training.arguments import RANK, TrainingArguments
+from recparallel.training.best import Best
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Fit:
         checkpointer: saves.
         tracker: of rank 0 alone; None logs nothing.
         summary: of what steps cost.
+        best: keeps the best model by the metric ``watched``, and says when to end; None keeps none.
     """
 
     engine: Any
@@ -66,6 +68,8 @@ class Fit:
     checkpointer: Checkpointer
     tracker: Any
     summary: StepSummary
+    best: Best | None = None
+    watched: str = ""
 
     def run(self, total_steps: int) -> Pace:
         """Train up to ``total_steps``."""
@@ -90,9 +94,11 @@ class Fit:
                     self._after_step()
                     if engine.global_steps >= total_steps:
                         break
-                every = self.settings.eval_epochs
-                if every and sampler.epoch % every == 0 and engine.global_steps < total_steps:
-                    self._validate(bar)
+                every, at_end = self.settings.eval_epochs, engine.global_steps >= total_steps
+                # At the end the test follows; only the best model must still be known.
+                due = self.best is not None if at_end else every and sampler.epoch % every == 0
+                if due and self._validate(bar):
+                    break
         return pace
 
     def _after_step(self) -> None:
@@ -104,10 +110,12 @@ class Fit:
         if self.settings.save_steps and step % self.settings.save_steps == 0:
             self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
-    def _validate(self, bar: Any) -> None:
+    def _validate(self, bar: Any) -> bool:
+        """Whether the training should end."""
         metrics = self.validate(self.engine)
         if RANK == 0:
             told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             bar.write(f"epoch {self.loader.sampler.epoch}: valid {told}")
         if self.tracker is not None:
             self.tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=self.engine.global_steps)
+        return self.best is not None and self.best.judge(metrics[self.watched], self.loader.sampler.state_dict())

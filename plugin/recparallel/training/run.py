@@ -19,6 +19,7 @@ from recparallel.models.recommender import Recommender
 from recparallel.models.zoo import Card
 from recparallel.plan import ParallelPlan
 from recparallel.training.arguments import RANK, TrainingArguments, batch_size, complete_config, first_given
+from recparallel.training.best import FOLDER, Best
 from recparallel.training.fit import Fit
 from recparallel.training.output import LossFile, make_tracker, tell_decisions
 
@@ -53,6 +54,7 @@ class Task:
         began: is told the engine, before the first step; on every rank.
         validate: metrics by name, from an engine; collective.
         test: what ``metrics.json`` has of the end, from an engine; collective.
+        watched: the metric of ``validate`` by which one model is better than another.
     """
 
     model: Recommender
@@ -61,6 +63,7 @@ class Task:
     began: Callable[[Any], None]
     validate: Callable[[Any], dict[str, float]]
     test: Callable[[Any], dict[str, Any]]
+    watched: str
 
 
 def set_up(train_args: TrainingArguments, card: Card | None, output_dir: Path, *, default: Path, root: Path) -> Setup:
@@ -137,19 +140,29 @@ def run(
         summary = StepSummary()
         stack.enter_context(events.subscribe(summary))
         checkpointer = Checkpointer(engine, checkpoints)
-        pace = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary).run(total_steps)
+        patience = train_args.early_stopping_patience
+        best = Best(engine, output_dir / FOLDER, patience, resume=train_args.resume) if patience else None
+        fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, task.watched)
+        pace = fit.run(total_steps)
         checkpointer.save(sampler=loader.sampler.state_dict())
+        checkpointer.wait()
+        steps = engine.global_steps
+        if best is not None:
+            best.load()
         result = {
             **task.test(engine),
             **pace.summary(),
             "plan": engine.recparallel.plan.model_dump(mode="json"),
-            "steps": engine.global_steps,
+            "steps": steps,
+            **({} if best is None else {"best_step": best.step}),
         }
         if RANK == 0:
             (output_dir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
             if tracker is not None:
                 tracker.finish({key: value for key, value in result.items() if key != "plan"})
         checkpointer.close()
+        if best is not None:
+            best.close()
     return result
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from recparallel.errors import ConfigError
 from recparallel.models.losses.base import TargetLoss
-from recparallel.models.row_gradients import keeper_of, look_up_rows
+from recparallel.models.row_gradients import rows_of
 from recparallel.tensor_parallel.exchange import logsumexp_over_ranks, sum_over_ranks
 from recparallel.tensor_parallel.table import own_rows
 
@@ -61,24 +61,23 @@ class SampledSoftmax(TargetLoss):
         points = torch.rand(self.num_negatives, dtype=torch.float64) * self._cumulative[-1]
         return torch.searchsorted(self._cumulative, points, right=True).clamp_max(self.num_items)
 
+    def candidates(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Items to set the targets against, int64 (K,), and the logarithm of how often each is expected to be there."""
+        items_K = self.sample().to(targets_N.device)
+        return items_K, (self.num_negatives * self.q).log().to(items_K.device)[items_K]
+
     def total(self, hidden_ND: Tensor, table_SD: Tensor, targets_N: Tensor) -> Tensor:
-        device, rows = hidden_ND.device, self.num_items + 1
-        negatives_K = self.sample().to(device)
-        log_q = (self.num_negatives * self.q).log().to(device)
+        rows = self.num_items + 1
+        negatives_K, log_expected_K = self.candidates(targets_N)
         local_K, own_K = own_rows(negatives_K, rows, self.ranks)
         local_N, own_N = own_rows(targets_N, rows, self.ranks)
         if not self.ranks.alone:
-            negatives_K, local_K = negatives_K[own_K], local_K[own_K]
+            negatives_K, local_K, log_expected_K = negatives_K[own_K], local_K[own_K], log_expected_K[own_K]
         exact = torch.promote_types(hidden_ND.dtype, torch.float32)
-        positive_N = (hidden_ND * _rows_of(table_SD, local_N)).sum(-1).to(exact)
-        negative_NK = (hidden_ND @ _rows_of(table_SD, local_K).T).to(exact) - log_q[negatives_K]
+        positive_N = (hidden_ND * rows_of(table_SD, local_N)).sum(-1).to(exact)
+        negative_NK = (hidden_ND @ rows_of(table_SD, local_K).T).to(exact) - log_expected_K
         negative_NK = negative_NK.masked_fill(targets_N[:, None] == negatives_K, float("-inf"))
         # A rank without the target, and perhaps without any negative, has nothing to add.
         scores_NS = torch.cat([positive_N.masked_fill(~own_N, _NOTHING)[:, None], negative_NK], dim=1)
         positive_N = sum_over_ranks(positive_N.masked_fill(~own_N, 0.0), self.ranks)
         return (logsumexp_over_ranks(scores_NS.logsumexp(1), self.ranks) - positive_N).sum()
-
-
-def _rows_of(table_SD: Tensor, rows: Tensor) -> Tensor:
-    keeper = keeper_of(table_SD)
-    return table_SD[rows] if keeper is None else look_up_rows(rows, keeper)

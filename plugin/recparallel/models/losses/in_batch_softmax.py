@@ -1,0 +1,34 @@
+"""Softmax over the target and the other targets of its micro-batch."""
+
+import torch
+from torch import Tensor
+
+from recparallel.models.losses.sampled_softmax import SampledSoftmax
+
+
+class InBatchSoftmax(SampledSoftmax):
+    """Sampled softmax whose negatives are the targets of the micro-batch: their rows are read anyway.
+
+    Each different target is there once. It got there with the probability ``π_j = 1 - (1 - q_j) ** N`` of being among ``N`` draws
+    by popularity, so its score is corrected to ``s_j - log π_j``: popular items are negatives more often, and count for less.
+
+    Source: Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019, with inclusion
+    probabilities, since repeated targets are taken once.
+
+    Args:
+        num_items: items are rows ``1 … num_items`` of the table.
+        item_counts: interactions per row, shape (num_items + 1,), or None for uniform; of an item that a micro-batch has all the
+            same, one is counted.
+    """
+
+    knows_shares = True
+    reads_rows = True
+
+    def __init__(self, *, num_items: int, item_counts: Tensor | None = None) -> None:
+        super().__init__(num_items=num_items, item_counts=item_counts, power=1.0)
+
+    def candidates(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Different targets, and the logarithm of the probability that each is among them."""
+        items_K = targets_N.unique()
+        q_K = self.q.double().to(items_K.device)[items_K]
+        return items_K, torch.log(-torch.expm1(len(targets_N) * torch.log1p(-q_K))).to(torch.float32)

@@ -3,6 +3,7 @@
 So nothing but hidden states crosses a boundary, as ever.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -18,8 +19,8 @@ Sample: TypeAlias = tuple[Tensor, Tensor] | PackedBatch
 """One micro-batch, to time layers with."""
 
 
-def packings_of(engine: Any, batches: Sequence[Any] | None, *, expected: bool) -> list[Packing] | None:
-    """How the rows of these micro-batches are divided; None where each is one history.
+def packings_of(engine: Any, batches: Sequence[Any] | None, *, expected: bool) -> Iterator[Packing] | None:
+    """How the rows of these micro-batches are divided, one after the other; None where each is one history.
 
     Args:
         engine: a pipeline engine.
@@ -40,15 +41,21 @@ def packings_of(engine: Any, batches: Sequence[Any] | None, *, expected: bool) -
             f"rank {engine.global_rank} was given {sum(packed)} packed micro-batches of {len(packed)}: with recparallel.lengths "
             f"{'packed' if expected else 'fixed or dynamic'!r} {'all' if expected else 'none'} of a training step's may be"
         )
-    return [Packing(batch.positions_BL) for batch in batches or ()] if any(packed) else None
+    return _handed_over(deque(Packing(batch.positions_BL) for batch in batches or ())) if any(packed) else None
+
+
+def _handed_over(packings: deque[Packing]) -> Iterator[Packing]:
+    """Each once, and not kept: it holds masks that are large where rows are long."""
+    while packings:
+        yield packings.popleft()
 
 
 @contextmanager
-def packed_step(module: Any, packings: Sequence[Packing] | None) -> Iterator[None]:
+def packed_step(module: Any, packings: Iterator[Packing] | None) -> Iterator[None]:
     """Within the block the module's forward passes are those of these micro-batches, in order."""
     bindings = Bindings()
     if packings is not None:
-        bindings.bind(module, "packings", iter(packings))
+        bindings.bind(module, "packings", packings)
     try:
         yield
     finally:

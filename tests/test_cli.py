@@ -153,3 +153,30 @@ def test_a_profile_written_by_hand_is_checked(tmp_path, content, said):
     done = run("partition", path, "--stages", 1)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_cards_go_between_the_markers_of_a_document(tmp_path):
+    card = tmp_path / "zoo" / "mine"
+    card.mkdir(parents=True)
+    result = {"command": "train it", "dataset": "d", "protocol": "p", "machine": "m", "seeds": [1, 2]}
+    result["metrics"] = {"ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}}
+    content = {
+        "description": "A card.",
+        "architecture": ARCHITECTURE,
+        "data": {"dataset": "synthetic", "max_length": 10},
+    }
+    content |= {"num_train_epochs": 1, "learning_rate": 0.1, "plan": "single.json", "results": [result]}
+    (card / "card.yaml").write_text(json.dumps(content))
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- cards: begin -->\nold\n<!-- cards: end -->\nafter\n")
+    assert run("zoo", tmp_path / "zoo", "--write", document).returncode == 0
+    page = document.read_text()
+    assert page.startswith("before\n<!-- cards: begin -->\n\n| card |")
+    assert "| [`mine`](#mine) | llama, 2 blocks, width 16 | 4.43 k | tied, `cross_entropy` |" in page
+    assert "- ndcg@10: 0.2000 (0.1000–0.3000)\n- seeds 1, 2: mean, and the least and the largest\n- m\n" in page
+    assert page.endswith("<!-- cards: end -->\nafter\n")
+    assert "old" not in page
+    document.write_text("no markers")
+    refused = run("zoo", tmp_path / "zoo", "--write", document)
+    assert refused.returncode == 2
+    assert "needs the lines" in refused.stderr

@@ -66,6 +66,7 @@ class Ours:
                 loss=card.head.loss,
                 dropout=card.head.dropout,
                 attention_dropout=card.head.attention_dropout,
+                block_dropout=card.head.block_dropout,
             ),
             config=complete_config(config, TrainingArguments(output_dir=""), card, self._steps),
             training_data=windows,

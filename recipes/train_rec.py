@@ -55,6 +55,7 @@ class ModelArguments:
     num_negatives: int | None = field(default=None, metadata={"help": "shared negatives of sampled_softmax and gbce"})
     dropout: float | None = field(default=None, metadata={"help": "of the item vectors and the trunk"})
     attention_dropout: float | None = field(default=None, metadata={"help": "inside attention, if not --dropout"})
+    block_dropout: float | None = field(default=None, metadata={"help": "of what each block adds to its input"})
 
 
 @dataclass
@@ -171,16 +172,17 @@ def build_model(model_args: ModelArguments, card: Card | None, split: Split) -> 
         raise ConfigError(
             f"--num_negatives {model_args.num_negatives} goes with losses that draw some, the loss is {loss}"
         )
+    dropouts = {
+        name: getattr(head if getattr(model_args, name) is None else model_args, name)
+        for name in ("dropout", "attention_dropout", "block_dropout")
+    }
     return recparallel.build_recommender(
         card.architecture if card else model_args.model,
         num_items=split.histories.num_items,
         tied=head.tied if model_args.tied is None else model_args.tied,
         loss=loss,
         loss_options=options,
-        dropout=head.dropout if model_args.dropout is None else model_args.dropout,
-        attention_dropout=head.attention_dropout
-        if model_args.attention_dropout is None
-        else model_args.attention_dropout,
+        **dropouts,
     )
 
 

@@ -55,6 +55,7 @@ class Run:
     eps: float = 1e-8
     steps: int = 20
     dropout: float = 0.0
+    block_dropout: float = 0.0
     family: str = "llama"
     dtype: str = "fp32"
     loss: str = "cross_entropy"
@@ -77,7 +78,13 @@ def recommender(run: Run) -> Any:
         "chunked_cross_entropy": {"chunk_mib": 1e-3},
     }.get(run.loss)
     return build_recommender(
-        architecture, num_items=run.num_items, tied=run.tied, dropout=run.dropout, loss=run.loss, loss_options=options
+        architecture,
+        num_items=run.num_items,
+        tied=run.tied,
+        dropout=run.dropout,
+        block_dropout=run.block_dropout,
+        loss=run.loss,
+        loss_options=options,
     )
 
 
@@ -140,7 +147,7 @@ def assert_same_names(written: dict[str, Tensor], run: Run) -> None:
 
 def _decides(run: Run) -> tuple[Any, ...]:
     """What the plan does not change."""
-    return run.family, run.tied, run.dropout, run.loss, run.num_items, run.steps, run.clip, run.eps
+    return run.family, run.tied, run.dropout, run.block_dropout, run.loss, run.num_items, run.steps, run.clip, run.eps
 
 
 @cache
@@ -149,12 +156,13 @@ def _reference(*decides: Any) -> tuple[tuple[float, ...], dict[str, Tensor]]:
     from recparallel.engines.seeding import base_seed, seed_layer
     from recparallel.models.trunk import Trunk
 
-    family, tied, dropout, loss_name, num_items, steps, clip, eps = decides
+    family, tied, dropout, block_dropout, loss_name, num_items, steps, clip, eps = decides
     run = replace(
         Run(),
         family=family,
         tied=tied,
         dropout=dropout,
+        block_dropout=block_dropout,
         loss=loss_name,
         num_items=num_items,
         steps=steps,

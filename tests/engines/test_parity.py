@@ -36,7 +36,7 @@ def test_hybrid_gives_losses_of_one_process(pools, world_size, partition, tied, 
 @pytest.mark.parametrize("loss", ["cross_entropy", "chunked_cross_entropy", "sampled_softmax", "answers"])
 def test_dropout_and_negatives_do_not_depend_on_the_cut(pools, world_size, loss):
     """Seeds belong to layers and micro-batches, so that even random parts agree."""
-    _agree(pools, Run(dropout=0.3, loss=loss, steps=6), world_size)
+    _agree(pools, Run(dropout=0.3, block_dropout=0.2, loss=loss, steps=6), world_size)
 
 
 def test_gpt2_with_learned_positions(pools):

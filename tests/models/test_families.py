@@ -430,6 +430,17 @@ def test_a_catalogue_has_at_least_one_item(num_items):
         build_recommender(config_of("llama"), num_items=num_items)
 
 
+def test_what_blocks_add_is_dropped_while_training():
+    rec = build_recommender(config_of("llama"), num_items=ITEMS, block_dropout=0.4)
+    block = rec.layers[1].build()
+    hidden = torch.randn(2, 5, block.config.hidden_size)
+    added = block.eval()(hidden) - hidden
+    dropped = block.train()(hidden) - hidden
+    kept = dropped.abs() > 1e-7
+    assert 0.4 < kept.float().mean() < 0.8
+    torch.testing.assert_close(dropped[kept], added[kept] / 0.6, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dropout", [1.0, -0.1])
 def test_dropout_is_a_share_below_one(dropout):
     with pytest.raises(ConfigError, match=rf"dropout must lie in \[0, 1\), got {dropout}"):

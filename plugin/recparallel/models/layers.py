@@ -155,12 +155,19 @@ class PositionTable(TrunkPart):
 
 class DecoderBlock(nn.Module):
     """One decoder block of the Hugging Face model, (B, L, D) to (B, L, D), with its own rotary table where the family
-    has one."""
+    has one.
+
+    Args:
+        dropout: of what the block adds to its input, while training; most families have none there.
+    """
 
     takes_packing = True
 
-    def __init__(self, *, config: PretrainedConfig, index: int, ranks: TensorRanks = ALONE) -> None:
+    def __init__(
+        self, *, config: PretrainedConfig, index: int, dropout: float = 0.0, ranks: TensorRanks = ALONE
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout) if dropout else None
         trunk = Trunk.of(config)
         self.config = trunk.skeleton.config  # it knows the kind of attention that was chosen, and so the mask
         self.block = trunk.materialize(f"{trunk.blocks}.{index}")
@@ -193,7 +200,10 @@ class DecoderBlock(nn.Module):
         if self.rotary is not None:
             kwargs["position_embeddings"] = self.rotary(hidden_BLD, position_ids=positions)
         with own_randomness(self, self.ranks, hidden_BLD):
-            return self.block(hidden_BLD, **kwargs)
+            output_BLD = self.block(hidden_BLD, **kwargs)
+            if self.dropout is not None and self.training:
+                output_BLD = hidden_BLD + self.dropout(output_BLD - hidden_BLD)
+            return output_BLD
 
 
 class NextItemHead(nn.Module):

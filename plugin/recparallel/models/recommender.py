@@ -55,6 +55,7 @@ def build_recommender(
     loss_options: dict[str, Any] | None = None,
     dropout: float = 0.0,
     attention_dropout: float | None = None,
+    block_dropout: float = 0.0,
     pretrained: bool = True,
 ) -> Recommender:
     """Turn a Hugging Face decoder-only LM into pipeline layers with a recommendation head.
@@ -68,6 +69,7 @@ def build_recommender(
         dropout: of the item vectors, and of every dropout that the family's config has. With ``num_items=None`` the
             config's own values stay.
         attention_dropout: of the attention's probabilities, where it is another one.
+        block_dropout: of what each block adds to its input, beside what the family has of its own.
         pretrained: load the trunk's weights where ``model`` names a folder or repository that has them.
 
     Raises:
@@ -77,7 +79,8 @@ def build_recommender(
     if num_items is not None and num_items < 1:
         raise ConfigError(f"num_items must be at least 1, got {num_items}")
     attention_dropout = dropout if attention_dropout is None else attention_dropout
-    for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+    shares = {"dropout": dropout, "attention_dropout": attention_dropout, "block_dropout": block_dropout}
+    for name, share in shares.items():
         if not 0.0 <= share < 1.0:
             raise ConfigError(f"{name} must lie in [0, 1), got {share}")
     config = _load_config(model)
@@ -91,7 +94,7 @@ def build_recommender(
     trunk = Trunk.of(config)
     table_rows = config.vocab_size - 1 if num_items is None else num_items
     loss_fn = registry.losses.load(loss, where="loss")(num_items=table_rows, **(loss_options or {}))
-    layers = [*_trunk_layers(trunk)]
+    layers = [*_trunk_layers(trunk, block_dropout)]
     embedding, head = _ends(trunk, num_items=num_items, dropout=dropout)
     layers = [embedding, *layers, head]
     folder = weights_folder(model) if pretrained else None
@@ -112,9 +115,10 @@ def _leave_scores_alone(config: PretrainedConfig, *, tokens: bool) -> None:
         config.final_logit_softcapping = None
 
 
-def _trunk_layers(trunk: Trunk) -> list[Layer]:
+def _trunk_layers(trunk: Trunk, dropout: float) -> list[Layer]:
+    options = {"config": trunk.config, **({"dropout": dropout} if dropout else {})}
     blocks = [
-        Layer(f"blocks.{i}", DecoderBlock, {"config": trunk.config, "index": i}, alike=trunk.attention_type(i))
+        Layer(f"blocks.{i}", DecoderBlock, {**options, "index": i}, alike=trunk.attention_type(i))
         for i in range(trunk.num_blocks)
     ]
     norm = Layer("norm", FinalNorm, {"config": trunk.config, "path": trunk.norm}, kind="norm")

@@ -24,6 +24,7 @@ class Head(_Part):
     loss_options: dict[str, Any] = {}
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     attention_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    block_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
 class Data(_Part):
@@ -78,6 +79,7 @@ class Card(_Part):
     data: Data
     num_train_epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.01, ge=0.0)
     plan: str
     results: tuple[Result, ...] = ()
 

@@ -25,7 +25,7 @@ class TrainingArguments:
     num_train_epochs: int | None = field(default=None, metadata={"help": "passes over the training windows"})
     max_steps: int = field(default=-1, metadata={"help": "stop after this many optimizer steps in all"})
     learning_rate: float | None = field(default=None, metadata={"help": 'fills "auto" in the config'})
-    weight_decay: float = field(default=0.01, metadata={"help": 'fills "auto" in the config'})
+    weight_decay: float | None = field(default=None, metadata={"help": 'fills "auto" in the config'})
     warmup_share: float = field(default=0.05, metadata={"help": "of all steps; fills the scheduler's warmup_num_steps"})
     eval_epochs: int = field(
         default=10, metadata={"help": "rank the validation items after every so many epochs; 0 never"}
@@ -118,7 +118,7 @@ def complete_config(
         {
             "lr": learning_rate,
             "warmup_max_lr": learning_rate,
-            "weight_decay": train_args.weight_decay,
+            "weight_decay": first_given(train_args.weight_decay, card and card.weight_decay, 0.01),
             "total_num_steps": max(total_steps, 2),
             "warmup_num_steps": max(2, round(train_args.warmup_share * total_steps)),
         },

@@ -38,14 +38,14 @@ PHASES = {
 def bind_training_step(engine: Any, bindings: Bindings, *, packed: bool = False) -> None:
     """Wrap ``train_batch`` of a pipeline engine.
 
-    Args:
-        packed: rows of micro-batches hold several histories, and every stage has the micro-batches.
-
     Before the schedule runs, the step's micro-batches are taken from the iterator, so that
 
     * the number of targets in the global batch is known and the loss is their mean (``models/losses/base.py``);
     * ``module.micro_offset`` is the number of this replica's first micro-batch in the whole job, which makes
       per-layer seeds independent of how a global batch is divided.
+
+    Args:
+        packed: rows of micro-batches hold several histories, and every stage has the micro-batches.
     """
     original: Callable[..., torch.Tensor] = engine.train_batch
 

@@ -55,7 +55,7 @@ def test_a_run_writes_what_it_promises(log, tmp_path):
     assert metrics["plan"]["pipeline"] == 2
     assert find_checkpoint(tmp_path / "run" / "best").name == f"step_{metrics['best_step']}"
     assert 0 < metrics["best_step"] <= metrics["steps"]
-    assert metrics["padding"] < 0.1 < metrics["sequences_per_s"] < metrics["targets_per_s"]
+    assert metrics["padding"] < 0.25 < metrics["sequences_per_s"] < metrics["targets_per_s"]
     assert metrics["hr@10"] > metrics["popularity"]["hr@10"]
     assert "full ranking" in metrics["protocol"]
     by_step = losses(tmp_path / "run")

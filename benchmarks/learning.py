@@ -36,6 +36,9 @@ SIDES = (
     "ddp power_sgd of ours",
     "ddp powersgd",
 )
+_OF_CATALOGUE = ("ddp sparse", "recparallel dp4 lazy auto")
+"""Beside these, where a step touches few rows: SparseAdam, and rows by a lazy AdamW with the trunk by ``auto``."""
+
 _SETTING = Setting(16, "bf16")
 _DENSE_START = {"ddp powersgd": 2}
 """Steps that a side makes densely before its own way, which is what was measured."""
@@ -120,6 +123,11 @@ def table_of(curves: Curves, speeds: Sequence[Speeds]) -> tuple[tuple[str, ...],
     return columns, lines
 
 
+def sides_of(workload: str) -> tuple[str, ...]:
+    """Those that are compared."""
+    return SIDES + (_OF_CATALOGUE if workload == "catalogue" else ())
+
+
 def end_of(curves: Curves, speeds: Speeds) -> float:
     """When the fastest side has made all of its steps."""
     return min((times[-1] for side in curves if (times := speeds.times(side, len(curves[side])))), default=0.0)
@@ -139,7 +147,7 @@ def _train(workload: str, settings: Mapping[str, Setting], *, quick: bool) -> tu
     curves: Curves = {}
     failed: dict[str, str] = {}
     with Cluster(CLUSTERS["flat"], local=True) as cluster:
-        for side in SIDES:
+        for side in sides_of(workload):
             setting = Setting(4, _SETTING.precision) if quick else settings.get(side, _SETTING)
             job = Job(side, side, LEARNABLE[workload], setting, steps - 1, 1, batch)
             launched = run_jobs(cluster, [job], seconds_per_job=_JOB_SECONDS)

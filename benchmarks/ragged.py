@@ -30,8 +30,8 @@ COLUMNS = ("on", "lengths", "step of", "histories/s", "targets/s", "padding", "a
 WAYS = ("fixed", "dynamic", "packed")
 CONTROL = "fixed (control)"
 _WORKLOAD = "ragged"
-_COUNTS = (1, 2, 4, 8, 16)
-"""Micro-batches of a step that are tried."""
+_COUNTS, _COUNTS_OF_STAGES = (1, 2, 4, 8), (4, 8, 16)
+"""Micro-batches of a step that are tried, in one process and in a pipeline."""
 
 _ROUNDS, _STEPS, _TIMEOUT = 6, 3, 900.0
 _ONE = ClusterSpec(name="one_process", nodes=1)
@@ -136,8 +136,8 @@ def _record(results: Results, cluster: str, found: Mapping[str, Sequence[Turn]])
 def _best(spec: ClusterSpec, lengths: str, options: Options) -> Way:
     """The setting with the most targets a second, by two turns each."""
     rows = rows_of_a_step(lengths)
-    ways = [Way(lengths, max(1, round(rows / count)), count) for count in _COUNTS if count <= rows]
-    ways = ways[2:4] if options.quick else ways
+    counts = _COUNTS if spec.nodes * spec.ranks_per_node == 1 else _COUNTS_OF_STAGES
+    ways = [Way(lengths, max(1, round(rows / count)), count) for count in counts[: 2 if options.quick else None]]
     turns = _turns(spec, ways, options, rounds=2, steps=2)
     rates = [sum(turn.targets for turn in own) / sum(turn.seconds for turn in own) for own in turns]
     for way, rate in zip(ways, rates):

@@ -1,7 +1,8 @@
 """``python -m benchmarks ragged``: histories of different lengths, in rows of one length, as long as the longest, and packed.
 
 Real histories (MovieLens-1M, at most 200 items), one process on all cores and a pipeline of four on an emulated cluster. Each way
-trains at its best micro-batch; a step has as many histories on average. Engines of all ways take turns in one run.
+trains at its best micro-batch; a step has as many histories on average. Engines of all ways take turns in one run, each round in
+another order; two of them have rows of one length, and others are compared with the mean of these two.
 """
 
 import os
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from benchmarks.cluster import Cluster, ClusterSpec
 from benchmarks.clusters import CLUSTERS
@@ -29,6 +30,8 @@ DOCUMENT = Path("docs") / "guide.md"
 COLUMNS = ("on", "lengths", "step of", "histories/s", "targets/s", "padding", "against fixed")
 WAYS = ("fixed", "dynamic", "packed")
 CONTROL = "fixed (control)"
+"""The second engine with rows of one length; its ratio to the first is the noise."""
+
 _WORKLOAD = "ragged"
 _COUNTS, _COUNTS_OF_STAGES = (1, 2, 4, 8), (4, 8, 16)
 """Micro-batches of a step that are tried, in one process and in a pipeline."""
@@ -120,17 +123,30 @@ def _record(results: Results, cluster: str, found: Mapping[str, Sequence[Turn]])
     for name, turns in found.items():
         for metric, unit, values in (
             ("sequences_per_second", "1/s", [turn.histories / turn.seconds for turn in turns]),
-            ("targets_per_second", "1/s", [turn.targets / turn.seconds for turn in turns]),
+            ("targets_per_second", "1/s", _rates(turns)),
             ("padding", "", [turn.padding for turn in turns]),
         ):
             results.rows.append(row_of(_WORKLOAD, cluster, name, metric, unit, values))
         if name != "fixed":
-            pairs = [
-                (own.targets / own.seconds, base.targets / base.seconds) for own, base in zip(turns, found["fixed"])
-            ]
+            against = _rates(found["fixed"]) if name == CONTROL else list(map(mean, zip(*map(_rates, _both(found)))))
             results.ratios.append(
-                ratio_of(_WORKLOAD, cluster, "targets_per_second", side=name, against="fixed", pairs=pairs)
+                ratio_of(
+                    _WORKLOAD,
+                    cluster,
+                    "targets_per_second",
+                    side=name,
+                    against="fixed",
+                    pairs=list(zip(_rates(turns), against)),
+                )
             )
+
+
+def _both(found: Mapping[str, Sequence[Turn]]) -> tuple[Sequence[Turn], Sequence[Turn]]:
+    return found["fixed"], found[CONTROL]
+
+
+def _rates(turns: Sequence[Turn]) -> list[float]:
+    return [turn.targets / turn.seconds for turn in turns]
 
 
 def _best(spec: ClusterSpec, lengths: str, options: Options) -> Way:

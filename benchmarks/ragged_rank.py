@@ -52,7 +52,7 @@ class Order:
     Attributes:
         workload: with real histories.
         ways: that take turns.
-        rounds: turns of each.
+        rounds: turns of each; each round begins with the next of them.
         steps: of a turn.
         threads: of a rank.
     """
@@ -83,9 +83,10 @@ def main(order: Order) -> None:
     for engine, batches in made:
         _turn(engine, batches, steps=1)
     turns: list[list[list[float]]] = [[] for _ in made]
-    for _ in range(order.rounds):
-        for own, (engine, batches) in zip(turns, made):
-            own.append(_turn(engine, batches, steps=order.steps))
+    for number in range(order.rounds):
+        for place in range(len(made)):
+            which = (place + number) % len(made)
+            turns[which].append(_turn(*made[which], steps=order.steps))
     bench.write_report({"turns": turns})
     dist.barrier()
     for engine, _ in made:

@@ -38,6 +38,10 @@ class Point:
     ndcg: float
 
 
+_PATIENCE = 20.0
+"""Seconds in which a training that is told to end does so."""
+
+
 class Training(Protocol):
     """What takes turns."""
 
@@ -46,6 +50,9 @@ class Training(Protocol):
 
     def rank(self) -> tuple[float, float]:
         """HR@10 and NDCG@10 of the test items."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
 
 
 Start = Callable[[Path, Path], Training]
@@ -87,6 +94,8 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ours.close()
+        self._process.join(_PATIENCE)
         self._process.kill()
         self._process.join()
 
@@ -98,7 +107,11 @@ def _serve(pipe: Connection, start: Start, data: Path, peer: Path) -> None:
     steps = training.steps()
     total, sequences, targets, epochs = 0.0, 0, 0, 0.0
     while True:
-        budget = pipe.recv()
+        try:
+            budget = pipe.recv()
+        except EOFError:
+            training.close()
+            return
         begin = time.perf_counter()
         while time.perf_counter() - begin < budget:
             work = next(steps, None)

@@ -87,13 +87,17 @@ class Ours:
 
         return _metrics(rank_targets(self._engine, self._split.evaluation("test", _LENGTH), max_length=_LENGTH))
 
+    def close(self) -> None:
+        self._engine.recparallel.remove()
+
 
 class Theirs:
     """What the peer's ``main.py`` does with a user's arguments, step by step."""
 
     def __init__(self, data: Path, peer: Path) -> None:
         self._split = _split(data)
-        folder = Path(tempfile.mkdtemp(prefix="bench-sasrec-"))
+        self._scratch = tempfile.TemporaryDirectory(prefix="bench-sasrec-")
+        folder = Path(self._scratch.name)
         (folder / "data").mkdir()
         with (folder / "data" / "ml-1m.txt").open("w") as file:
             for user, items in enumerate(self._split.histories.sequences, 1):
@@ -149,3 +153,8 @@ class Theirs:
             ranks.append(found[batch.valid_B])
         self._model.train()
         return _metrics(torch.cat(ranks))
+
+    def close(self) -> None:
+        self._sampler.close()
+        os.chdir("/")
+        self._scratch.cleanup()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from recparallel.errors import ConfigError
+from recparallel.models.zoo_page import page_of, with_cards
 from recparallel.plan import LayerCost, LinkCost, Partition, Profile, Shape
 
 ARCHITECTURE = {
@@ -176,7 +178,11 @@ def test_cards_go_between_the_markers_of_a_document(tmp_path):
     assert "- ndcg@10: 0.2000 (0.1000–0.3000)\n- seeds 1, 2: mean, and the least and the largest\n- m\n" in page
     assert page.endswith("<!-- cards: end -->\nafter\n")
     assert "old" not in page
-    document.write_text("no markers")
-    refused = run("zoo", tmp_path / "zoo", "--write", document)
+    document.write_text("<!-- cards: end --> <!-- cards: begin -->")
+    with pytest.raises(ConfigError, match="needs the lines"):
+        with_cards(document.read_text(), tmp_path / "zoo")
+    with pytest.raises(ConfigError, match="has no folder with a card"):
+        page_of(tmp_path)
+    refused = run("zoo", tmp_path / "zoo", "--write", tmp_path / "none.md")
     assert refused.returncode == 2
-    assert "needs the lines" in refused.stderr
+    assert refused.stderr == f"error: {tmp_path / 'none.md'} is not a file\n"

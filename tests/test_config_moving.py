@@ -85,6 +85,13 @@ def test_what_can_move_is_accepted(own, deepspeed):
     check({**section(**ADAPTIVE, **own), **deepspeed})
 
 
+def test_packed_rows_and_deepspeeds_recomputation_are_refused_together():
+    config = {**section(lengths="packed"), "pipeline": {"activation_checkpoint_interval": 1}}
+    with pytest.raises(ConfigError, match="activation_checkpoint_interval 1: DeepSpeed's recomputation does not know"):
+        check(config)
+    check(section(lengths="packed"))
+
+
 def test_dynamic_lengths_need_a_schedule_that_knows_shapes_ahead():
     with pytest.raises(ConfigError, match=r"recparallel\.lengths is 'dynamic' with recparallel\.schedule '1f1b'"):
         check(section(lengths="dynamic", schedule="1f1b"))

@@ -249,15 +249,14 @@ def zoo(
     ] = None,
 ) -> None:
     """The cards of a model zoo: what each is, how it is trained, and what came of it."""
-    from recparallel.models.zoo_page import BEGIN, END, page_of, with_cards
+    from recparallel.models.zoo_page import page_of, with_cards
 
     if write is None:
         typer.echo(page_of(folder))
         return
-    document = write.read_text()
-    if BEGIN not in document or END not in document:
-        raise ConfigError(f"{write}: needs the lines {BEGIN!r} and {END!r}, between which the cards go")
-    write.write_text(with_cards(document, folder))
+    if not write.is_file():
+        raise ConfigError(f"{write} is not a file")
+    write.write_text(with_cards(write.read_text(), folder))
 
 
 def _print_table(cut: Partition, measured: Profile) -> None:

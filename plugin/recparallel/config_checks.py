@@ -37,7 +37,7 @@ def check_together(
     _check_batch_sizes(deepspeed_config, replicas=config.replicas(world_size))
     check_pipeline(deepspeed_config, config)
     check_wire_format(deepspeed_config, config)
-    check_lengths(config)
+    check_lengths(deepspeed_config, config)
     check_tensor(deepspeed_config, config)
     check_spread_head(deepspeed_config, config)
     check_compression(deepspeed_config, config)
@@ -137,8 +137,8 @@ def check_wire_format(deepspeed_config: dict[str, Any], config: RecParallelConfi
         )
 
 
-def check_lengths(config: RecParallelConfig) -> None:
-    """Refuse dynamic lengths under a schedule that does not know them ahead.
+def check_lengths(deepspeed_config: dict[str, Any], config: RecParallelConfig) -> None:
+    """Refuse dynamic lengths under a schedule that does not know them ahead, and packed rows with DeepSpeed's recomputation.
 
     Raises:
         ConfigError: which setting, and what runs.
@@ -147,6 +147,12 @@ def check_lengths(config: RecParallelConfig) -> None:
         raise ConfigError(
             f"{SECTION}.lengths is 'dynamic' with {SECTION}.schedule {config.schedule!r}: its buffers have one shape; it runs with "
             "'eager_1f1b'"
+        )
+    interval = (deepspeed_config.get("pipeline") or {}).get("activation_checkpoint_interval")
+    if config.lengths == "packed" and interval:
+        raise ConfigError(
+            f"{SECTION}.lengths is 'packed' with pipeline.activation_checkpoint_interval {interval}: DeepSpeed's recomputation "
+            f"does not know where histories begin; remove it, {SECTION}.partition.recompute has layers recompute where memory needs it"
         )
 
 

@@ -56,6 +56,7 @@ class Counting:
     def __init__(self, data, peer):
         if not data.is_dir():
             raise ValueError("no data")
+        self.data = data
 
     def steps(self):
         for _ in range(3):
@@ -64,10 +65,14 @@ class Counting:
     def rank(self):
         return 0.2, 0.1
 
+    def close(self):
+        (self.data / "closed").touch()
+
 
 def test_a_trainer_works_in_turns_and_ends_by_itself(tmp_path):
     with Trainer(Counting, tmp_path, tmp_path) as trainer:
         points = [trainer.turn(5.0) for _ in range(2)]
+    assert (tmp_path / "closed").exists()
     assert [(p.sequences, p.targets, p.epochs, p.hr, p.ndcg) for p in points] == 2 * [(6, 15, 1.5, 0.2, 0.1)]
     with Trainer(Counting, tmp_path / "none", tmp_path) as trainer, pytest.raises(RunError, match="ended with 1"):
         trainer.turn(5.0)

@@ -33,7 +33,7 @@ from recparallel.tensor_parallel.split import shape_of_whole
 
 TRAINING = "training.pt"
 
-__all__ = ["POINTER", "Checkpointer", "check_resumable", "load_checkpoint", "save_checkpoint"]
+__all__ = ["POINTER", "Checkpointer", "check_resumable", "load_checkpoint", "load_weights", "save_checkpoint"]
 
 
 class Checkpointer:
@@ -50,6 +50,7 @@ class Checkpointer:
         self._ranks = Ranks(dist.new_group(backend="gloo"))  # its own: messages of a training must not mix with these
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
+        self._last: Path | None = None
 
     def save(self, *, sampler: dict[str, Any]) -> None:
         """Copy the state to the host's memory, and begin to write it; what was being written is finished first.
@@ -62,9 +63,9 @@ class Checkpointer:
         """
         self.wait()
         target = self._folder / _name(self._engine)
-        if self._engine.recparallel.checkpoint != target:
+        if target not in (self._last, self._engine.recparallel.checkpoint):  # it may have been loaded from there
             self._writing = self._thread.submit(_write, _snapshot(self._engine, sampler), self._folder, self._ranks)
-            self._engine.recparallel.checkpoint = target
+            self._last = self._engine.recparallel.checkpoint = target
             self._engine.recparallel.writing = self._is_writing
 
     def _is_writing(self) -> bool:
@@ -81,7 +82,7 @@ class Checkpointer:
             if writing is not None:
                 writing.result()
         except CheckpointError:
-            self._engine.recparallel.checkpoint = None
+            self._last = self._engine.recparallel.checkpoint = None
             raise
 
     def close(self) -> None:
@@ -228,6 +229,28 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
     ranks.together(lambda: _restore_counters(engine, training))
     engine.recparallel.checkpoint = folder / _name(engine)
     return dict(training["sampler"])
+
+
+def load_weights(engine: Any, folder: Path) -> None:
+    """Give ``engine`` the weights of the latest checkpoint of ``folder``, whatever its plan was; call it on every rank. What
+    optimizer and hook keep stays as it is: for an evaluation, not to go on from.
+
+    Raises:
+        CheckpointError: on every rank, if there is none, or a file of it is missing or damaged.
+    """
+    ranks = Ranks()
+    source = ranks.first(lambda: latest(folder))
+    manifest = ranks.first(lambda: read_manifest(source))
+    ranks.together(lambda: verify_files(manifest, source, share=ranks.number, shares=ranks.count))
+
+    def read() -> None:
+        stored = stored_tensors(source / TENSORS)
+        restore(
+            engine,
+            read_tensors([f"{WEIGHT}/{name}" for name in parameters_by_name(engine)], source / TENSORS, stored=stored),
+        )
+
+    ranks.together(read)
 
 
 def _counters(engine: Any) -> dict[str, Any]:

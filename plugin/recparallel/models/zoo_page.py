@@ -3,25 +3,38 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from recparallel.errors import ConfigError
 from recparallel.models.recommender import build_recommender
 from recparallel.models.trunk import Trunk
-from recparallel.models.zoo import Card, Result, cards_of
+from recparallel.models.zoo import CARD, Card, Result, cards_of
 
 BEGIN, END = "<!-- cards: begin -->", "<!-- cards: end -->"
 """Lines of a document between which the cards stand."""
 
 
 def page_of(zoo: Path) -> str:
-    """A table of all cards, and a section for each, in Markdown."""
+    """A table of all cards, and a section for each, in Markdown.
+
+    Raises:
+        ConfigError: there is no card.
+    """
     cards = cards_of(zoo)
+    if not cards:
+        raise ConfigError(f"{zoo} has no folder with a {CARD}")
     lines = ["| card | trunk | weights of the trunk | head, loss | data | measured |", "|---|---|---|---|---|---|"]
     for name, card in cards.items():
-        lines.append(f"| [`{name}`](#{name}) | {' | '.join(_cells(card))} |")
+        lines.append(f"| [`{name}`](#{name.replace('.', '')}) | {' | '.join(_cells(card))} |")
     return "\n".join([*lines, "", *(_section(name, card) for name, card in cards.items())]).rstrip()
 
 
 def with_cards(document: str, zoo: Path) -> str:
-    """The document with the cards between its markers."""
+    """The document with the cards between its markers.
+
+    Raises:
+        ConfigError: it lacks one of them, or there is no card.
+    """
+    if END not in document.partition(BEGIN)[2]:
+        raise ConfigError(f"the document needs the lines {BEGIN!r} and {END!r}, between which the cards go")
     before, rest = document.split(BEGIN, 1)
     return f"{before}{BEGIN}\n\n{page_of(zoo)}\n\n{END}{rest.split(END, 1)[1]}"
 
@@ -49,9 +62,13 @@ def _cells(card: Card) -> tuple[str, ...]:
 
 def _section(name: str, card: Card) -> str:
     lines = [f"### {name}", "", card.description, ""]
-    lines.append(
-        f"Dropout {card.head.dropout:g}, learning rate {card.learning_rate:g}, {card.num_train_epochs} epochs, plan `{card.plan}`."
-    )
+    dropouts = [f"dropout {card.head.dropout:g}"]
+    if card.head.attention_dropout is not None:
+        dropouts.append(f"{card.head.attention_dropout:g} inside attention")
+    if card.head.block_dropout:
+        dropouts.append(f"{card.head.block_dropout:g} of what blocks add")
+    rates = f"learning rate {card.learning_rate:g}, weight decay {card.weight_decay:g}, {card.num_train_epochs} epochs"
+    lines.append(f"{', '.join(dropouts).capitalize()}; {rates}; plan `{card.plan}`.")
     if not card.results:
         lines += ["", "Not measured."]
     for result in card.results:

@@ -89,7 +89,8 @@ def check_arguments(train_args: TrainingArguments, output_dir: Path, least: Mapp
             "--overwrite_output_dir, or name another --output_dir"
         )
     if train_args.overwrite_output_dir and RANK == 0:
-        for old in (pointer, output_dir / "best" / POINTER, output_dir / "metrics.json"):
+        best = output_dir / "best"
+        for old in (pointer, best / POINTER, best / "validation.json", output_dir / "metrics.json"):
             old.unlink(missing_ok=True)
 
 

@@ -39,11 +39,11 @@ class Pace:
         self.positions += replicas * sum(batch[0].numel() for batch in micro_batches)
 
     def summary(self) -> dict[str, float | None]:
-        """Rates, and the share of positions without a target; None where there was no step."""
+        """Rates, and the share of positions without a target (padding, and what a prompt asks with); None without a step."""
         return {
             "sequences_per_s": self.sequences / self.seconds if self.seconds else None,
             "targets_per_s": self.targets / self.seconds if self.seconds else None,
-            "padding": 1 - self.targets / self.positions if self.positions else None,
+            "without_target": 1 - self.targets / self.positions if self.positions else None,
         }
 
 
@@ -84,7 +84,7 @@ class Fit:
             disable=RANK != 0,
         )
         with bar:
-            while engine.global_steps < total_steps:
+            while engine.global_steps < total_steps and not (self.best is not None and self.best.is_over):
                 for micro_batches in self.loader:
                     start = time.perf_counter()
                     loss = engine.train_batch(iter(micro_batches))
@@ -97,8 +97,8 @@ class Fit:
                 every, at_end = self.settings.eval_epochs, engine.global_steps >= total_steps
                 # At the end the test follows; only the best model must still be known.
                 due = self.best is not None if at_end else every and sampler.epoch % every == 0
-                if due and self._validate(bar):
-                    break
+                if due:
+                    self._validate(bar)
         return pace
 
     def _after_step(self) -> None:
@@ -110,12 +110,12 @@ class Fit:
         if self.settings.save_steps and step % self.settings.save_steps == 0:
             self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
-    def _validate(self, bar: Any) -> bool:
-        """Whether the training should end."""
+    def _validate(self, bar: Any) -> None:
         metrics = self.validate(self.engine)
         if RANK == 0:
             told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             bar.write(f"epoch {self.loader.sampler.epoch}: valid {told}")
         if self.tracker is not None:
             self.tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=self.engine.global_steps)
-        return self.best is not None and self.best.judge(metrics[self.watched], self.loader.sampler.state_dict())
+        if self.best is not None:
+            self.best.judge(metrics[self.watched], self.loader.sampler.state_dict())

@@ -146,15 +146,14 @@ def run(
         pace = fit.run(total_steps)
         checkpointer.save(sampler=loader.sampler.state_dict())
         checkpointer.wait()
-        steps = engine.global_steps
         if best is not None:
             best.load()
         result = {
             **task.test(engine),
             **pace.summary(),
             "plan": engine.recparallel.plan.model_dump(mode="json"),
-            "steps": steps,
-            **({} if best is None else {"best_step": best.step}),
+            "steps": engine.global_steps,
+            **({"best_step": best.step} if best is not None and best.step else {}),
         }
         if RANK == 0:
             (output_dir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -9,8 +9,9 @@ from recparallel.models.losses.sampled_softmax import SampledSoftmax
 class InBatchSoftmax(SampledSoftmax):
     """Sampled softmax whose negatives are the targets of the micro-batch: their rows are read anyway.
 
-    Each different target is there once. It got there with the probability ``π_j = 1 - (1 - q_j) ** N`` of being among ``N`` draws
-    by popularity, so its score is corrected to ``s_j - log π_j``: popular items are negatives more often, and count for less.
+    Each different target is there once. Were the other ``N - 1`` targets drawn by popularity, it would be among them with the
+    probability ``π_j = 1 - (1 - q_j) ** (N - 1)``; its score is corrected to ``s_j - log π_j``, so that popular items, which are
+    negatives more often, count for less. (Targets come in whole histories, whose items are not independent draws.)
 
     Source: Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019, with inclusion
     probabilities, since repeated targets are taken once.
@@ -31,4 +32,5 @@ class InBatchSoftmax(SampledSoftmax):
         """Different targets, and the logarithm of the probability that each is among them."""
         items_K = targets_N.unique()
         q_K = self.q.double().to(items_K.device)[items_K]
-        return items_K, torch.log(-torch.expm1(len(targets_N) * torch.log1p(-q_K))).to(torch.float32)
+        others = max(1, len(targets_N) - 1)
+        return items_K, torch.log(-torch.expm1(others * torch.log1p(-q_K))).to(torch.float32)

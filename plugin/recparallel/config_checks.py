@@ -152,7 +152,7 @@ def check_lengths(deepspeed_config: dict[str, Any], config: RecParallelConfig) -
     if config.lengths == "packed" and interval:
         raise ConfigError(
             f"{SECTION}.lengths is 'packed' with pipeline.activation_checkpoint_interval {interval}: DeepSpeed's recomputation "
-            f"does not know where histories begin; remove it, {SECTION}.partition.recompute has layers recompute where memory needs it"
+            f"does not know where histories begin; remove it, {SECTION}.partition.recompute has layers recompute as memory needs"
         )
 
 

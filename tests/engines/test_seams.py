@@ -86,6 +86,7 @@ OWN_ATTRIBUTES = {
     "_inner",
     "_group_of",
     "_piece",
+    "_last",
     "_link",
     "_linked",
     # _ZeroOneExchange

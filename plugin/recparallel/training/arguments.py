@@ -13,6 +13,12 @@ from recparallel.models.zoo import Card
 
 RANK = int(os.environ.get("RANK", "0"))
 
+BEST = "best"
+"""Folder of an output folder: the best model, by the validations."""
+
+VALIDATIONS = "validation.json"
+"""There: steps and values of all validations."""
+
 
 @dataclass
 class TrainingArguments:
@@ -89,8 +95,8 @@ def check_arguments(train_args: TrainingArguments, output_dir: Path, least: Mapp
             "--overwrite_output_dir, or name another --output_dir"
         )
     if train_args.overwrite_output_dir and RANK == 0:
-        best = output_dir / "best"
-        for old in (pointer, best / POINTER, best / "validation.json", output_dir / "metrics.json"):
+        best = output_dir / BEST
+        for old in (pointer, best / POINTER, best / VALIDATIONS, output_dir / "metrics.json"):
             old.unlink(missing_ok=True)
 
 

@@ -10,11 +10,7 @@ from typing import Any
 from recparallel.checkpointing.commit import POINTER, latest
 from recparallel.engines.agreement import Ranks
 from recparallel.engines.checkpoint import Checkpointer, load_weights
-from recparallel.training.arguments import RANK
-
-FOLDER = "best"
-STATE = "validation.json"
-"""Steps and values of all validations."""
+from recparallel.training.arguments import RANK, VALIDATIONS
 
 
 class Best:
@@ -61,9 +57,9 @@ class Best:
             self._checkpointer.wait()
             self._engine.recparallel.writing = others
         if RANK == 0:
-            fresh = self._folder / f"{STATE}.new"
+            fresh = self._folder / f"{VALIDATIONS}.new"
             fresh.write_text(json.dumps(self._seen) + "\n")
-            os.replace(fresh, self._folder / STATE)
+            os.replace(fresh, self._folder / VALIDATIONS)
             if before not in (0, self.step):
                 shutil.rmtree(self._folder / f"step_{before}", ignore_errors=True)
         return self.is_over
@@ -79,14 +75,14 @@ class Best:
 
     def _found(self) -> list[tuple[int, float]]:
         """Earlier validations, if the best of them is there and is not ahead of the training."""
-        path = self._folder / STATE
+        path = self._folder / VALIDATIONS
         if not path.is_file() or not (self._folder / POINTER).is_file():
             return self._nothing()
         seen = [(step, value) for step, value in json.loads(path.read_text()) if step <= self._engine.global_steps]
         return seen if seen and latest(self._folder).name == f"step_{best_of(seen)[0]}" else self._nothing()
 
     def _nothing(self) -> list[tuple[int, float]]:
-        for name in (POINTER, STATE):
+        for name in (POINTER, VALIDATIONS):
             (self._folder / name).unlink(missing_ok=True)
         return []
 

@@ -18,8 +18,8 @@ from recparallel.engines.step_summary import StepSummary
 from recparallel.models.recommender import Recommender
 from recparallel.models.zoo import Card
 from recparallel.plan import ParallelPlan
-from recparallel.training.arguments import RANK, TrainingArguments, batch_size, complete_config, first_given
-from recparallel.training.best import FOLDER, Best
+from recparallel.training.arguments import BEST, RANK, TrainingArguments, batch_size, complete_config, first_given
+from recparallel.training.best import Best
 from recparallel.training.fit import Fit
 from recparallel.training.output import LossFile, make_tracker, tell_decisions
 
@@ -141,7 +141,7 @@ def run(
         stack.enter_context(events.subscribe(summary))
         checkpointer = Checkpointer(engine, checkpoints)
         patience = train_args.early_stopping_patience
-        best = Best(engine, output_dir / FOLDER, patience, resume=train_args.resume) if patience else None
+        best = Best(engine, output_dir / BEST, patience, resume=train_args.resume) if patience else None
         fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, task.watched)
         pace = fit.run(total_steps)
         checkpointer.save(sampler=loader.sampler.state_dict())

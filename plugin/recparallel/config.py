@@ -25,6 +25,9 @@ Recomputation: TypeAlias = Literal["never", "when_needed"]
 Lengths: TypeAlias = Literal["fixed", "dynamic", "packed"]
 WireFormatName: TypeAlias = Literal["same", "bf16", "fp16"]
 
+SYNCHRONOUS = "synchronous"
+"""The mode in which all replicas are one world."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -155,6 +158,56 @@ class CompressionConfig(_Section):
         return dict(self.model_extra or {})
 
 
+class DataParallelConfig(_Section):
+    """When replicas exchange what they have learned.
+
+    Keys other than these are options of the mode, checked by the mode itself.
+
+    Attributes:
+        mode: by name; ``synchronous`` averages gradients in every step, in one world of all ranks. In the others every replica is a
+            world of its own, and replicas exchange what their weights have moved by.
+        replicas: worlds, of as many ranks each; by default as many as pipelines fit into the launch.
+        compression: of what replicas exchange: a codec, as in ``recparallel.compression``, which is that of the gradients inside a
+            replica.
+        timeout_s: after which a replica that does not come to an exchange is an error.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    mode: str = SYNCHRONOUS
+    replicas: int | None = Field(default=None, ge=1, strict=True)
+    compression: CompressionConfig | None = None
+    timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+
+    @field_validator("mode")
+    @classmethod
+    def _known(cls, mode: str) -> str:
+        if mode != SYNCHRONOUS and mode not in registry.modes:
+            raise UnknownNameError("data-parallel mode", mode, [SYNCHRONOUS, *registry.modes])
+        return mode
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"codec": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _used(self) -> "DataParallelConfig":
+        given = sorted({*self.model_fields_set, *self.options} - {"mode"})
+        if self.mode == SYNCHRONOUS and given:
+            raise ValueError(f"{', '.join(given)} beside mode {SYNCHRONOUS!r}, whose replicas share one world")
+        return self
+
+    @property
+    def apart(self) -> bool:
+        """Replicas are worlds of their own."""
+        return self.mode != SYNCHRONOUS
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class RecParallelConfig(_Section):
     """Everything under ``"recparallel"``.
 
@@ -179,6 +232,7 @@ class RecParallelConfig(_Section):
             loss that reads single rows; the tables' state is on every replica, with ZeRO too.
         partition: how layers are cut into stages.
         compression: what replicas exchange; leave it out and DeepSpeed's own exchange runs untouched.
+        data_parallel: when replicas exchange.
     """
 
     stages: int = Field(default=1, ge=1, strict=True)
@@ -193,6 +247,7 @@ class RecParallelConfig(_Section):
     lazy_rows: bool = Field(default=False, strict=True)
     partition: PartitionConfig = PartitionConfig()
     compression: CompressionConfig | None = None
+    data_parallel: DataParallelConfig = DataParallelConfig()
 
     @field_validator("compression", mode="before")
     @classmethod
@@ -203,6 +258,12 @@ class RecParallelConfig(_Section):
     def replicas(self, world_size: int) -> int:
         """That the processes of a launch make, each of ``stages × tensor`` ranks."""
         return world_size // (self.stages * self.tensor)
+
+    def worlds(self, world_size: int) -> int:
+        """Into which a launch is divided: one, or one a replica."""
+        if not self.data_parallel.apart:
+            return 1
+        return self.data_parallel.replicas or self.replicas(world_size)
 
 
 def read_deepspeed_config(config: str | Path | dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +318,7 @@ def _fields_at(path: list[str]) -> list[str]:
         "rebalance": RebalanceConfig,
         "compression": CompressionConfig,
         "momentum_correction": MomentumCorrectionConfig,
+        "data_parallel": DataParallelConfig,
     }
     return list(sections.get(path[-1] if path else "", RecParallelConfig).model_fields)
 

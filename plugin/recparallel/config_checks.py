@@ -43,6 +43,7 @@ def check_together(
     check_compression(deepspeed_config, config)
     check_lazy_rows(deepspeed_config, config)
     check_adaptive(deepspeed_config, config)
+    check_data_parallel(deepspeed_config, config, world_size=world_size)
 
 
 def _check_batch_sizes(deepspeed_config: dict[str, Any], *, replicas: int) -> None:
@@ -332,3 +333,37 @@ def check_lazy_rows(deepspeed_config: dict[str, Any], config: RecParallelConfig)
         raise ConfigError(
             f"{where} with {SECTION}.spread_head, which reads all rows of the head in every step; use one of them"
         )
+
+
+def check_data_parallel(deepspeed_config: dict[str, Any], config: RecParallelConfig, *, world_size: int) -> None:
+    """Refuse replicas that cannot be worlds of their own.
+
+    Args:
+        world_size: number of processes of the launch.
+
+    Raises:
+        ConfigError: their number does not divide the launch, or something cannot be exchanged.
+    """
+    if not config.data_parallel.apart:
+        return
+    where, pipelines = f"{SECTION}.data_parallel", config.replicas(world_size)
+    worlds = config.worlds(world_size)
+    if pipelines % worlds:
+        allowed = [count for count in range(1, pipelines + 1) if pipelines % count == 0]
+        raise ConfigError(
+            f"{where}.replicas is {worlds}, but the launch has {world_size} processes, which are {pipelines} pipelines of stages × "
+            f"tensor {config.stages * config.tensor}; replicas must be one of {allowed}"
+        )
+    if config.lazy_rows:
+        raise ConfigError(
+            f"{where}.mode {config.data_parallel.mode!r} with {SECTION}.lazy_rows: replicas exchange whole tables, whose rows must "
+            "have caught up; use one of them"
+        )
+    if config.partition.adaptive:
+        raise ConfigError(
+            f"{where}.mode {config.data_parallel.mode!r} with {SECTION}.partition.method 'adaptive': replicas would be cut "
+            "differently and have nothing to exchange with each other; use 'profile'"
+        )
+    if config.spread_head or config.tensor > 1:
+        key = "spread_head" if config.spread_head else "tensor"
+        raise ConfigError(f"{where}.mode {config.data_parallel.mode!r} does not run with {SECTION}.{key} yet; remove one")

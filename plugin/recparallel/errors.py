@@ -54,6 +54,10 @@ class HookError(RecParallelError, ValueError):
     """A gradient hook cannot run on this engine, or is bound to another process group."""
 
 
+class ReplicaError(RecParallelError, RuntimeError):
+    """Replicas cannot exchange what they have learned: one has gone, has not come in time, or is another one."""
+
+
 class HostVersionError(RecParallelError, ImportError):
     """The installed host framework lies outside the range that recparallel was tested with."""
 

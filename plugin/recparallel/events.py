@@ -142,7 +142,25 @@ class ExchangeLook:
         return f"{what}{1e3 * self.measured_seconds:.2f} ms{'; deciding anew' if self.decides_anew else ''}"
 
 
-Event = Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome | ExchangeChoice | ExchangeLook
+@dataclass(frozen=True)
+class ReplicaExchange:
+    """The mean of what replicas have learned has landed behind step ``step``, ``late`` steps after this one's share of it left.
+
+    ``targets`` are those of every replica since its share before, ``wire_bytes`` the payload of this rank. ``seconds`` are those of
+    the exchange, ``waited`` those of them in which this rank stood still.
+    """
+
+    step: int
+    late: int
+    codec: str
+    targets: tuple[int, ...]
+    dense_bytes: int
+    wire_bytes: int
+    seconds: float
+    waited: float
+
+
+Event = ReplicaExchange | Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome | ExchangeChoice | ExchangeLook
 Subscriber = Callable[[Event], None]
 
 _subscribers: list[Subscriber] = []

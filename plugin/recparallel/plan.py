@@ -329,7 +329,8 @@ class Partition(_Word):
 class ParallelPlan(_Word):
     """Everything an engine needs to execute, and everything a checkpoint needs to say about how it was made.
 
-    One global batch is ``micro_batch × num_micro_batches × data`` sequences.
+    One global batch is ``micro_batch × num_micro_batches × data × replicas`` sequences, where ``replicas`` counts worlds that train
+    apart, each with a ``data`` degree of its own.
     """
 
     pipeline: Count = 1
@@ -340,6 +341,7 @@ class ParallelPlan(_Word):
     num_micro_batches: Count
     compression: str = "none"
     data_parallel: str = "synchronous"
+    replicas: Count = 1
     zero_stage: int = Field(default=0, ge=0, le=3)
     dtype: str = "float32"
 
@@ -351,8 +353,8 @@ class ParallelPlan(_Word):
 
     @property
     def world_size(self) -> int:
-        return self.pipeline * self.tensor * self.data
+        return self.pipeline * self.tensor * self.data * self.replicas
 
     @property
     def global_batch(self) -> int:
-        return self.micro_batch * self.num_micro_batches * self.data
+        return self.micro_batch * self.num_micro_batches * self.data * self.replicas

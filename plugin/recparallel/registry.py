@@ -94,6 +94,12 @@ LOSSES = {
     "sampled_softmax": "recparallel.models.losses.sampled_softmax:SampledSoftmax",
 }
 
+MODES = {
+    "delayed": "recparallel.data_parallel.delayed:Delayed",
+    "diloco": "recparallel.data_parallel.diloco:DiLoCo",
+    "local_sgd": "recparallel.data_parallel.local_sgd:LocalSGD",
+}
+
 
 class Registry:
     """Names of one kind.
@@ -137,3 +143,4 @@ readers = Registry("dataset", READERS, group="recparallel.readers")
 splits = Registry("split", SPLITS, group="recparallel.splits")
 families = Registry("model family", FAMILIES, group="recparallel.families")
 losses = Registry("loss", LOSSES, group="recparallel.losses")
+modes = Registry("data-parallel mode", MODES, group="recparallel.modes")

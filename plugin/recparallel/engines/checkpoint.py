@@ -46,7 +46,7 @@ class Checkpointer:
 
     def __init__(self, engine: Any, folder: Path) -> None:
         check_storable(engine)
-        self._engine, self._folder = engine, folder
+        self._engine, self._folder = engine, _folder_of(engine, folder)
         self._ranks = Ranks(dist.new_group(backend="gloo"))  # its own: messages of a training must not mix with these
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
@@ -62,6 +62,7 @@ class Checkpointer:
             CheckpointError: the checkpoint before this one could not be written (:meth:`wait`).
         """
         self.wait()
+        self._engine.recparallel.meet()
         target = self._folder / _name(self._engine)
         if target not in (self._last, self._engine.recparallel.checkpoint):  # it may have been loaded from there
             self._writing = self._thread.submit(_write, _snapshot(self._engine, sampler), self._folder, self._ranks)
@@ -104,6 +105,8 @@ def save_checkpoint(engine: Any, folder: Path, *, sampler: dict[str, Any]) -> Pa
         CheckpointError: on every rank, where one could not write its part. The checkpoint before stays the latest.
     """
     check_storable(engine)
+    engine.recparallel.meet()
+    folder = _folder_of(engine, folder)
     target = folder / _name(engine)
     if engine.recparallel.checkpoint != target:
         _write(_snapshot(engine, sampler), folder, Ranks())
@@ -136,6 +139,8 @@ def _snapshot(engine: Any, sampler: dict[str, Any]) -> _Snapshot:
     rank, files = dist.get_rank(), {}
     if engine.recparallel.hook is not None:
         files[_hook_file(rank)] = _to_bytes(engine.recparallel.state_dict())
+    if engine.recparallel.replicas is not None:
+        files[_outer_file(rank)] = _to_bytes(engine.recparallel.replicas.state_dict())
     if rank == 0:
         files[TRAINING] = _to_bytes(_counters(engine) | {"sampler": sampler})
     recommender = engine.module.recommender
@@ -204,7 +209,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
     """
     ranks = Ranks()
     ranks.together(lambda: check_storable(engine))
-    source = ranks.first(lambda: latest(folder))
+    source = ranks.first(lambda: _latest_of(engine, folder))
     manifest = ranks.first(lambda: read_manifest(source))
     ranks.together(lambda: _check_hook(source, manifest.plan, _in_plain_values(engine.recparallel.plan)))
     ranks.together(lambda: verify_files(manifest, source, share=ranks.number, shares=ranks.count))
@@ -222,12 +227,14 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
             engine.recparallel.load_state_dict(
                 torch.load(source / _hook_file(ranks.number), map_location=engine.device, weights_only=False)
             )
+        if engine.recparallel.replicas is not None:
+            engine.recparallel.replicas.load_state_dict(_outer_state(source))
         training: dict[str, Any] = torch.load(source / TRAINING, weights_only=True)
         return training
 
     training = ranks.together(read)
     ranks.together(lambda: _restore_counters(engine, training))
-    engine.recparallel.checkpoint = folder / _name(engine)
+    engine.recparallel.checkpoint = _folder_of(engine, folder) / _name(engine)
     return dict(training["sampler"])
 
 
@@ -239,7 +246,7 @@ def load_weights(engine: Any, folder: Path) -> None:
         CheckpointError: on every rank, if there is none, or a file of it is missing or damaged.
     """
     ranks = Ranks()
-    source = ranks.first(lambda: latest(folder))
+    source = ranks.first(lambda: latest(_folder_of(engine, folder)))
     manifest = ranks.first(lambda: read_manifest(source))
     ranks.together(lambda: verify_files(manifest, source, share=ranks.number, shares=ranks.count))
 
@@ -318,6 +325,28 @@ def _in_plain_values(plan: ParallelPlan) -> dict[str, Any]:
     shared = [(spread.layer, spread.shares) for spread in plan.partition.spread]
     values = {key: getattr(plan, key) for key in keys}
     return values | {"cut": list(bounds), "order of devices": list(order), "layers shared by stages": shared}
+
+
+def _folder_of(engine: Any, folder: Path) -> Path:
+    """Every replica that trains apart has checkpoints of its own, for what its optimizer keeps; the first has them in ``folder``."""
+    replicas = engine.recparallel.replicas
+    return folder if replicas is None or replicas.world.number == 0 else folder / f"replica_{replicas.world.number}"
+
+
+def _latest_of(engine: Any, folder: Path) -> Path:
+    """This replica's, if it is as new as that of the first, whose weights are the same; else that one."""
+    first, own = latest(folder), _folder_of(engine, folder)
+    return own / first.name if (own / first.name / FILE).is_file() else first
+
+
+def _outer_file(rank: int) -> str:
+    return f"outer_rank_{rank}.pt"
+
+
+def _outer_state(source: Path) -> dict[str, Any] | None:
+    """Of all ranks that have written it, so that another cut finds its weights."""
+    parts = [torch.load(path, weights_only=True) for path in sorted(source.glob(_outer_file(0).replace("0", "*")))]
+    return None if not parts else {**parts[0], "outer": {name: kept for part in parts for name, kept in part["outer"].items()}}
 
 
 def _hook_file(rank: int) -> str:

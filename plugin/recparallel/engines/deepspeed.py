@@ -43,6 +43,8 @@ from recparallel.engines.moving import check_movable
 from recparallel.engines.packed_rows import Sample
 from recparallel.engines.pipeline import RecommenderPipeline
 from recparallel.engines.rebalancing import bind_rebalancing
+from recparallel.engines.replica import make_mode
+from recparallel.engines.replica_world import divide_launch
 from recparallel.engines.seams import check_version
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
@@ -101,7 +103,7 @@ def initialize(
         given = {"max_length": max_length, "sample": sample, "profile": profile, "partition": partition}
         if unused := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(unused)} apply to a Recommender, the model is a {type(model).__name__}")
-        own = ("tensor", "sequence_parallel", "spread_head", "attention", "lengths", "lazy_rows")
+        own = ("tensor", "sequence_parallel", "spread_head", "attention", "lengths", "lazy_rows", "data_parallel")
         if unused := [key for key in own if getattr(section, key) != RecParallelConfig.model_fields[key].default]:
             raise ConfigError(
                 f"recparallel.{', recparallel.'.join(unused)} apply to a Recommender, the model is a {type(model).__name__}"
@@ -130,6 +132,12 @@ def initialize(
     if max_length is not None and model.max_length is not None and max_length > model.max_length:
         raise ConfigError(f"max_length is {max_length}, but the model has positions for {model.max_length}")
     warn_about_build_lock()
+    world = None
+    if (apart := section.data_parallel).apart:
+        make_mode(apart)
+        check_codec(apart.compression)
+        world = divide_launch(section.worlds(_world_size()), timeout_s=apart.timeout_s)
+        deepspeed_config = _of_one_world(deepspeed_config, world.count)
     deepspeed.init_distributed()
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
@@ -163,12 +171,20 @@ def initialize(
     engine, optimizer, _, scheduler = deepspeed.initialize(
         model=pipeline, config=_with_whole_boundaries(deepspeed_config), **kwargs
     )
-    attach(engine, deepspeed_config)
+    handle = _attach(engine, deepspeed_config)
+    if world is not None:
+        handle.join_replicas(world)
     loader = None
     if training_data is not None and max_length is not None:
         loader = loader_of(engine, training_data, section, max_length=max_length)
         engine.data_iterator = endless(loader)  # on middle stages too: the loader's position is every rank's
     return engine, optimizer, loader, scheduler
+
+
+def _of_one_world(deepspeed_config: dict[str, Any], count: int) -> dict[str, Any]:
+    """A config counts the sequences of all replicas."""
+    total = deepspeed_config.get("train_batch_size")
+    return deepspeed_config if total is None else {**deepspeed_config, "train_batch_size": total // count}
 
 
 def _with_whole_boundaries(deepspeed_config: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +225,17 @@ def attach(
     """
     if isinstance(engine, DistributedDataParallel) or is_megatron_ddp(engine):
         return _attach_hook_alone(engine, config, hook, state)
+    if (mode := parse_config(read_deepspeed_config(config or {})).data_parallel).apart:
+        raise ConfigError(
+            f"recparallel.data_parallel.mode is {mode.mode!r}: replicas are worlds of their own, and this engine has been made in the "
+            "world of all; use recparallel.initialize with a Recommender"
+        )
+    return _attach(engine, config, hook=hook, state=state)
+
+
+def _attach(
+    engine: Any, config: str | Path | dict[str, Any] | None, *, hook: Hook | None = None, state: Any = None
+) -> Handle:
     check_version()
     if getattr(engine, "recparallel", None) is not None:
         raise HookError("recparallel is on this engine already; take it off first: engine.recparallel.remove()")

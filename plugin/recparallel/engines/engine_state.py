@@ -116,6 +116,39 @@ def collect_parts(engine: Any, names: Container[str] | None = None, *, device: s
     return kept
 
 
+def read_weights(engine: Any, names: Container[str] | None = None) -> dict[str, Tensor]:
+    """Weights of this stage in fp32, whole, by their global names; on every replica of it, which all call. What is given may be the
+    weight itself.
+
+    Args:
+        names: of those that are wanted; all of the stage if left out.
+    """
+    return {
+        name: held.weight(parameter).detach()
+        for name, parameter, held in _held(engine)
+        if names is None or name in names
+    }
+
+
+def write_weights(engine: Any, weights: dict[str, Tensor]) -> None:
+    """Put fp32 weights of :func:`read_weights` into ``engine``; others, and all that the optimizer keeps, stay as they are."""
+    with torch.no_grad():
+        for name, parameter, held in _held(engine):
+            if name in weights:
+                held.set(parameter, weights[name], {})
+
+
+def layers_of_weights(engine: Any) -> dict[str, int]:
+    """For each of :func:`read_weights` the number of its layer; of a tied table that of the first layer with it, on every stage."""
+    module = engine.module
+    places = {}
+    for name, parameter in module.named_parameters():
+        place, _, inner = name.partition(".")
+        ties = [layer.tie for layer in module.recommender.layers]
+        places[id(parameter)] = ties.index(inner.partition(".")[0]) if place == "tied_modules" else int(place)
+    return {name: places[id(parameter)] for name, parameter in parameters_by_name(engine).items()}
+
+
 def restore(engine: Any, tensors: dict[str, Tensor], *, parts: bool = False) -> None:
     """Put what :func:`collect` gave, on this or other ranks, into ``engine``.
 

@@ -11,6 +11,8 @@ from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.hook_state import HookState
 from recparallel.engines.lazy_rows import LazyRows
+from recparallel.engines.replica import Replicas, bind_replicas
+from recparallel.engines.replica_world import ReplicaWorld
 from recparallel.engines.stage_bindings import bind_stage
 from recparallel.plan import ParallelPlan, Partition
 
@@ -24,11 +26,13 @@ class Handle(HookState):
         plan: what is being executed; None for an engine without a pipeline.
         checkpoint: the one that was written or loaded last; its step says whether it still holds what the engine does.
         rows: item tables that are trained beside DeepSpeed's optimizer; None without ``lazy_rows``.
+        replicas: those that train apart, of which this engine is one; None in a single world.
         writing: tells whether a checkpoint is being written beside the training.
     """
 
     checkpoint: Path | None = None
     plan: ParallelPlan | None = None
+    replicas: Replicas | None = None
     writing: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
@@ -48,6 +52,20 @@ class Handle(HookState):
         bind_stage(self.engine, self.hook, self._section, self.rows, self._of_stage)
         if isinstance(self.engine, PipelineEngine):
             self.plan = _plan_of(self.engine, self.hook)
+
+    def join_replicas(self, world: ReplicaWorld) -> None:
+        """Exchange with others from the next step on; collective over the replicas."""
+        self.replicas = Replicas(self.engine, world, self._section.data_parallel)
+        bind_replicas(self.engine, self.replicas, self._bindings)
+        assert self.plan is not None
+        self.plan = self.plan.model_copy(
+            update={"data_parallel": self.replicas.mode.name, "replicas": world.count}
+        )
+
+    def meet(self) -> None:
+        """Bring replicas that train apart to the same weights; collective."""
+        if self.replicas is not None:
+            self.replicas.meet()
 
     def unbind_stage(self) -> None:
         """Take it off, so that the layers can change."""

@@ -10,6 +10,7 @@ from recparallel.data.packing import Packs
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data.windows import Windows
 from recparallel.engines.packed_rows import Sample
+from recparallel.engines.places import data_parallel_place
 
 _POSITIONS = 8
 """Dynamic lengths are multiples of it: fewer different shapes."""
@@ -41,12 +42,13 @@ def loader_of(engine: Any, rows: Any, section: RecParallelConfig, *, max_length:
         rows: windows of item ids.
     """
     packs = packs_of(rows, max_length=max_length, seed=section.seed) if section.lengths == "packed" else None
+    replica, count = data_parallel_place(engine)
     sampler = GlobalBatchSampler(
         len(rows if packs is None else packs),
         micro_batch=engine.micro_batch_size,
         num_micro_batches=engine.micro_batches,
-        num_replicas=engine.grid.data_parallel_size,
-        replica=engine.grid.data_parallel_id,
+        num_replicas=count,
+        replica=replica,
         seed=section.seed,
     )
     if packs is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recparallel.data.batching import NumberedBatches
 from recparallel.engines.bindings import Bindings
+from recparallel.engines.replica import common_weights
 from recparallel.engines.spread_head import gathered_rows
 from recparallel.models.layer import HeadOutput
 from recparallel.models.losses.answers import Answers
@@ -54,7 +55,7 @@ def number_of_each(
 ) -> Tensor:
     """One number of each row, made on the last stage; collective.
 
-    Rows are dealt out to the replicas, in batches of the training micro-batch's shape: the short last one is filled
+    Replicas that train apart look with the weights that they have in common, each at all rows. Rows are dealt out to the others, in batches of the training micro-batch's shape: the short last one is filled
     up, so no stage ever meets a new shape.
 
     Args:
@@ -77,7 +78,7 @@ def number_of_each(
     bindings.bind(engine.module, "loss_fn", look)  # gives (B,) where a loss would give a scalar
     bindings.bind(engine.monitor, "enabled", False)  # it would log them as a loss
     try:
-        with gathered_rows(engine):
+        with common_weights(engine), gathered_rows(engine):
             for batch in progress(
                 NumberedBatches(rounds, own, max_length=max_length, batch_size=engine.micro_batch_size)
             ):

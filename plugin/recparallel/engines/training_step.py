@@ -16,6 +16,7 @@ from recparallel.data.batching import PackedBatch, sequences_of
 from recparallel.engines import eager_schedule, spread_head
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.packed_rows import packed_step, packings_of
+from recparallel.engines.places import data_parallel_place
 from recparallel.engines.positions import agree_on_positions
 from recparallel.models.losses import TargetLoss
 
@@ -62,8 +63,8 @@ def bind_training_step(engine: Any, bindings: Bindings, *, packed: bool = False)
         if (transfers := getattr(engine, eager_schedule.TRANSFERS, None)) is not None:
             transfers.tell(batches)
         if engine.module.seed_layers:
-            first = engine.global_steps * engine.grid.data_parallel_size + engine.grid.data_parallel_id
-            engine.module.micro_offset = first * engine.micro_batches
+            replica, count = data_parallel_place(engine)
+            engine.module.micro_offset = (engine.global_steps * count + replica) * engine.micro_batches
         try:
             with counted_targets(engine, batches, engine.micro_batches), packed_step(engine.module, packings):
                 loss = original(None if batches is None else iter(batches))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from recparallel.data.batching import sequences_of
 from recparallel.data.markers import IGNORE
 from recparallel.engines.checkpoint import Checkpointer
+from recparallel.engines.places import data_parallel_place
 from recparallel.engines.step_summary import StepSummary
 from recparallel.training.arguments import RANK, TrainingArguments
 from recparallel.training.best import Best
@@ -88,7 +89,7 @@ class Fit:
                 for micro_batches in self.loader:
                     start = time.perf_counter()
                     loss = engine.train_batch(iter(micro_batches))
-                    pace.add(time.perf_counter() - start, micro_batches, engine.grid.data_parallel_size)
+                    pace.add(time.perf_counter() - start, micro_batches, data_parallel_place(engine)[1])
                     bar.update()
                     bar.set_postfix(epoch=sampler.epoch, loss=f"{loss.item():.4f}")
                     self._after_step()

@@ -90,7 +90,7 @@ def set_up(train_args: TrainingArguments, card: Card | None, output_dir: Path, *
             output_dir / "checkpoints",
             stages=section.stages,
             tensor=section.tensor,
-            replicas=section.replicas(world_size),
+            replicas=section.replicas(world_size) // section.worlds(world_size),
             zero_stage=config_checks.zero_stage(config),
             codec=section.compression.codec if section.compression else "none",
         ).plan

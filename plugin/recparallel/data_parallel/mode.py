@@ -1,0 +1,90 @@
+"""What an asynchronous mode of data parallelism is: when replicas exchange, and what they make of it.
+
+A replica trains by itself. Now and then it hands in what its weights have moved by since it last did (its *progress*); the mean of all
+replicas' progress, weighted by the targets that they trained on, moves weights that all replicas have in common. A mode says behind
+which steps progress leaves, how many steps later the mean lands, and by which optimizer the common weights follow it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from recparallel.errors import ConfigError
+
+Schedule = int | list[list[int]]
+
+
+class Mode(ABC):
+    """When, and by which optimizer. The same on every replica; nothing here communicates.
+
+    Attributes:
+        fragments: into which the layers are dealt, each exchanged at a time of its own.
+        delay: steps between the end of a step behind which progress leaves and the landing of the mean.
+    """
+
+    name: ClassVar[str]
+    fragments: int = 1
+    delay: int = 0
+
+    @abstractmethod
+    def leaving(self, step: int) -> list[int]:
+        """Fragments whose progress leaves behind ``step``, counted from 1."""
+
+    def outer_optimizer(self, common: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """Moves the common weights; its gradient is the mean progress, turned around. By default they move by the mean. Override for
+        another."""
+        return torch.optim.SGD(common, lr=1.0)
+
+
+class Rounds:
+    """Steps at which rounds of local steps end.
+
+    Args:
+        local_steps: of a round; or a schedule, ``[[from step, local steps], …]``, the first from step 0.
+        where: names the option in messages.
+
+    Raises:
+        ConfigError: a number is out of range, or the schedule does not begin at 0 or does not go on.
+
+    Example:
+        >>> rounds = Rounds([[0, 1], [2, 3]], where="local_steps")
+        >>> [step for step in range(1, 10) if rounds.ends(step)]
+        [1, 2, 5, 8]
+    """
+
+    def __init__(self, local_steps: Schedule, *, where: str) -> None:
+        pairs = [[0, local_steps]] if isinstance(local_steps, int) else local_steps
+        whole = isinstance(pairs, list) and bool(pairs) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(number) is int for number in pair) for pair in pairs
+        )
+        if isinstance(local_steps, bool) or not whole:
+            raise ConfigError(f"{where} is a number of steps or [[from step, steps], …], got {local_steps!r}")
+        starts = [start for start, _ in pairs]
+        if starts[0] != 0 or starts != sorted(set(starts)) or min(steps for _, steps in pairs) < 1:
+            raise ConfigError(f"{where}: rounds are at least 1 step long, and a schedule goes up from step 0, got {local_steps!r}")
+        self._pairs = pairs
+
+    @property
+    def shortest(self) -> int:
+        return min(steps for _, steps in self._pairs)
+
+    def ends(self, step: int, *, shift: int = 0) -> bool:
+        """Whether a round ends behind ``step``, or did ``shift`` steps before."""
+        at = step - shift
+        if at < 1:
+            return False
+        start, steps = next(pair for pair in reversed(self._pairs) if pair[0] < at)
+        return (at - start) % steps == 0
+
+
+def check_number(value: object, name: str, *, least: float, below: float | None = None) -> None:
+    """Raises:
+    ConfigError: ``value`` is no number, is less than ``least``, or not below ``below``.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if not number or value < least or (below is not None and value >= below):  # type: ignore[operator]
+        most = "" if below is None else f" and below {below}"
+        raise ConfigError(f"{name} must be a number of at least {least}{most}, got {value!r}")

@@ -1,0 +1,12 @@
+"""Which share of the data a replica reads."""
+
+from typing import Any
+
+
+def data_parallel_place(engine: Any) -> tuple[int, int]:
+    """Number of this replica of the pipeline, and how many there are: in its own world, and in those of replicas that train apart."""
+    size, number = engine.grid.data_parallel_size, engine.grid.data_parallel_id
+    replicas = engine.recparallel.replicas
+    if replicas is None:
+        return number, size
+    return replicas.world.number * size + number, replicas.world.count * size

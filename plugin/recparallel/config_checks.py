@@ -366,4 +366,6 @@ def check_data_parallel(deepspeed_config: dict[str, Any], config: RecParallelCon
         )
     if config.spread_head or config.tensor > 1:
         key = "spread_head" if config.spread_head else "tensor"
-        raise ConfigError(f"{where}.mode {config.data_parallel.mode!r} does not run with {SECTION}.{key} yet; remove one")
+        raise ConfigError(
+            f"{where}.mode {config.data_parallel.mode!r} does not run with {SECTION}.{key} yet; remove one"
+        )

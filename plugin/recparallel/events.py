@@ -160,7 +160,18 @@ class ReplicaExchange:
     waited: float
 
 
-Event = ReplicaExchange | Phase | Transfer | Exchange | TiedExchange | StepDone | Move | MoveOutcome | ExchangeChoice | ExchangeLook
+Event = (
+    ReplicaExchange
+    | Phase
+    | Transfer
+    | Exchange
+    | TiedExchange
+    | StepDone
+    | Move
+    | MoveOutcome
+    | ExchangeChoice
+    | ExchangeLook
+)
 Subscriber = Callable[[Event], None]
 
 _subscribers: list[Subscriber] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import GLOBAL_MICRO_BATCHES, Run, built, deepspeed_config, global_batches, recommender
+from training import GLOBAL_MICRO_BATCHES, LR, Run, built, deepspeed_config, global_batches, recommender
 
 SGD = {"optimizer": {"type": "SGD", "params": {"lr": 0.05}}}
 PLAIN = Run(stages=1, clip=0.0, steps=6, deepspeed=SGD)
@@ -83,7 +83,9 @@ def test_what_is_exchanged_goes_through_a_codec(pools, codec):
     run = replace(PLAIN, deepspeed={})
     mode = {"mode": "diloco", "local_steps": 3}
     tolerance = {"rtol": 0.05, "atol": 5e-4} if codec != {"codec": "top_k", "ratio": 1.0} else {}
-    assert_close(weights_of(pools[2], Apart(run, {**mode, "compression": codec})), algorithm(run, mode, worlds=2), **tolerance)
+    assert_close(
+        weights_of(pools[2], Apart(run, {**mode, "compression": codec})), algorithm(run, mode, worlds=2), **tolerance
+    )
 
 
 def weights_of(pool: Any, apart: Apart) -> dict[str, torch.Tensor]:
@@ -152,7 +154,6 @@ def algorithm(run: Run, mode: dict[str, Any], *, worlds: int) -> dict[str, torch
     """The weights that replicas have at the end: all of them in this process, as the papers write it."""
     from recparallel.checkpointing.names import global_name
     from recparallel.models.trunk import Trunk
-    from training import LR
 
     rec = recommender(run)
     trunk = Trunk.of(rec.config)
@@ -172,9 +173,8 @@ def algorithm(run: Run, mode: dict[str, Any], *, worlds: int) -> dict[str, torch
     common = {name: weight.detach().clone() for name, weight in weights[0].items()}
     momentum = {name: torch.zeros_like(weight) for name, weight in common.items()}
     diloco = mode["mode"] == "diloco"
-    rate, beta = (mode["outer_learning_rate"] if "outer_learning_rate" in mode else 0.7 if diloco else 1.0), (
-        mode.get("outer_momentum", 0.9) if diloco else 0.0
-    )
+    rate = mode.get("outer_learning_rate", 0.7 if diloco else 1.0)
+    beta = mode.get("outer_momentum", 0.9) if diloco else 0.0
     delay = mode.get("delay", 1) if mode["mode"] == "delayed" else mode.get("overlap", 0)
     lengths = mode.get("local_steps", max(1, delay))
     fragments = mode.get("fragments", 1)
@@ -192,7 +192,8 @@ def algorithm(run: Run, mode: dict[str, Any], *, worlds: int) -> dict[str, torch
         left = [{name: w[name].detach().clone() for name in names} for w in weights]
         total = sum(own[part] for own in targets)
         mean = {
-            name: sum(own[part] / total * (held[name] - common[name]) for own, held in zip(targets, left)) for name in names
+            name: sum(own[part] / total * (held[name] - common[name]) for own, held in zip(targets, left))
+            for name in names
         }
         for own in targets:
             own[part] = 0
@@ -237,10 +238,14 @@ def algorithm(run: Run, mode: dict[str, Any], *, worlds: int) -> dict[str, torch
     return common
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+def assert_close(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, rtol: float = 1e-4, atol: float = 1e-6
+) -> None:
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], weight, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def free_port() -> int:

@@ -1,7 +1,7 @@
 """Delayed averaging: the average arrives some steps late, and its exchange is hidden behind them (DaSGD: Zhou et al., 2020).
 
-A replica goes on from its own weights meanwhile. When the mean lands, what the replica has learned since is kept on top of it: this is
-the correction.
+A replica goes on from its own weights meanwhile. When the mean lands, what the replica has learned since is kept on top of it: this
+is the correction.
 """
 
 from recparallel.data_parallel.mode import Mode, Rounds, check_number

@@ -1,7 +1,7 @@
 """DiLoCo: many local steps, then one outer step by Nesterov momentum (Douillard et al., 2023).
 
-With ``fragments``, layers are exchanged in turns, and with ``overlap`` behind further local steps (Streaming DiLoCo: Douillard et al.,
-2025). A quantized exchange is ``recparallel.data_parallel.compression``.
+With ``fragments``, layers are exchanged in turns, and with ``overlap`` behind further local steps (Streaming DiLoCo: Douillard et
+al., 2025). A quantized exchange is ``recparallel.data_parallel.compression``.
 """
 
 from collections.abc import Iterable
@@ -55,6 +55,4 @@ class DiLoCo(Mode):
         return [part for part in range(self.fragments) if self._rounds.ends(step, shift=part * apart)]
 
     def outer_optimizer(self, common: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            common, lr=self._learning_rate, momentum=self._momentum, nesterov=self._momentum > 0
-        )
+        return torch.optim.SGD(common, lr=self._learning_rate, momentum=self._momentum, nesterov=self._momentum > 0)

@@ -7,8 +7,8 @@ class LocalSGD(Mode):
     """Average every so many steps.
 
     Args:
-        local_steps: of a round; a schedule as ``[[0, 1], [1000, 8]]`` begins with an average in every step (post-local SGD: Lin, Stich,
-            Patel & Jaggi, ICLR 2020).
+        local_steps: of a round; a schedule as ``[[0, 1], [1000, 8]]`` begins with an average in every step (post-local SGD: Lin,
+            Stich, Patel & Jaggi, ICLR 2020).
 
     Raises:
         ConfigError: ``local_steps`` is out of range.

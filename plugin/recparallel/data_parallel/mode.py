@@ -1,8 +1,8 @@
 """What an asynchronous mode of data parallelism is: when replicas exchange, and what they make of it.
 
-A replica trains by itself. Now and then it hands in what its weights have moved by since it last did (its *progress*); the mean of all
-replicas' progress, weighted by the targets that they trained on, moves weights that all replicas have in common. A mode says behind
-which steps progress leaves, how many steps later the mean lands, and by which optimizer the common weights follow it.
+A replica trains by itself. Now and then it hands in what its weights have moved by since it last did (its *progress*); the mean of
+all replicas' progress, weighted by the targets that they trained on, moves weights that all replicas have in common. A mode says
+behind which steps progress leaves, how many steps later the mean lands, and by which optimizer the common weights follow it.
 """
 
 from abc import ABC, abstractmethod
@@ -34,8 +34,8 @@ class Mode(ABC):
         """Fragments whose progress leaves behind ``step``, counted from 1."""
 
     def outer_optimizer(self, common: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """Moves the common weights; its gradient is the mean progress, turned around. By default they move by the mean. Override for
-        another."""
+        """Moves the common weights; its gradient is the mean progress, turned around. By default they move by the mean. Override
+        for another."""
         return torch.optim.SGD(common, lr=1.0)
 
 
@@ -57,14 +57,21 @@ class Rounds:
 
     def __init__(self, local_steps: Schedule, *, where: str) -> None:
         pairs = [[0, local_steps]] if isinstance(local_steps, int) else local_steps
-        whole = isinstance(pairs, list) and bool(pairs) and all(
-            isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(number) is int for number in pair) for pair in pairs
+        whole = (
+            isinstance(pairs, list)
+            and bool(pairs)
+            and all(
+                isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(number) is int for number in pair)
+                for pair in pairs
+            )
         )
         if isinstance(local_steps, bool) or not whole:
             raise ConfigError(f"{where} is a number of steps or [[from step, steps], …], got {local_steps!r}")
         starts = [start for start, _ in pairs]
         if starts[0] != 0 or starts != sorted(set(starts)) or min(steps for _, steps in pairs) < 1:
-            raise ConfigError(f"{where}: rounds are at least 1 step long, and a schedule goes up from step 0, got {local_steps!r}")
+            raise ConfigError(
+                f"{where}: rounds are at least 1 step long, and a schedule goes up from step 0, got {local_steps!r}"
+            )
         self._pairs = pairs
 
     @property

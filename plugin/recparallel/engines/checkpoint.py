@@ -346,7 +346,11 @@ def _outer_file(rank: int) -> str:
 def _outer_state(source: Path) -> dict[str, Any] | None:
     """Of all ranks that have written it, so that another cut finds its weights."""
     parts = [torch.load(path, weights_only=True) for path in sorted(source.glob(_outer_file(0).replace("0", "*")))]
-    return None if not parts else {**parts[0], "outer": {name: kept for part in parts for name, kept in part["outer"].items()}}
+    return (
+        None
+        if not parts
+        else {**parts[0], "outer": {name: kept for part in parts for name, kept in part["outer"].items()}}
+    )
 
 
 def _hook_file(rank: int) -> str:

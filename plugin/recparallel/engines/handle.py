@@ -58,9 +58,7 @@ class Handle(HookState):
         self.replicas = Replicas(self.engine, world, self._section.data_parallel)
         bind_replicas(self.engine, self.replicas, self._bindings)
         assert self.plan is not None
-        self.plan = self.plan.model_copy(
-            update={"data_parallel": self.replicas.mode.name, "replicas": world.count}
-        )
+        self.plan = self.plan.model_copy(update={"data_parallel": self.replicas.mode.name, "replicas": world.count})
 
     def meet(self) -> None:
         """Bring replicas that train apart to the same weights; collective."""

@@ -41,7 +41,9 @@ def make_mode(section: DataParallelConfig) -> Mode:
     try:
         made: Mode = kind(**section.options)
     except TypeError as error:
-        raise ConfigError(f"recparallel.data_parallel: mode {section.mode!r} does not take {section.options}: {error}") from error
+        raise ConfigError(
+            f"recparallel.data_parallel: mode {section.mode!r} does not take {section.options}: {error}"
+        ) from error
     return made
 
 
@@ -197,13 +199,21 @@ class Replicas:
             self._step_outer(part, mean, step)
             now = read_weights(self.engine, flight.left) if step > flight.step else flight.left
             write_weights(
-                self.engine, {name: self.common[name].detach() + (now[name] - left) for name, left in flight.left.items()}
+                self.engine,
+                {name: self.common[name].detach() + (now[name] - left) for name, left in flight.left.items()},
             )
             if events.observed():
                 dense = sum(bucket.numel() * bucket.element_size() for bucket in mean.buckets)
                 events.emit(
                     events.ReplicaExchange(
-                        step, step - flight.step, self._hook.name, mean.targets, dense, mean.wire_bytes, mean.seconds, waited
+                        step,
+                        step - flight.step,
+                        self._hook.name,
+                        mean.targets,
+                        dense,
+                        mean.wire_bytes,
+                        mean.seconds,
+                        waited,
                     )
                 )
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import GroupName, PrefixStore, Store
 
 from recparallel.errors import ConfigError
 
@@ -31,7 +32,7 @@ class ReplicaWorld:
     number: int
     count: int
     inner: int
-    store: dist.Store
+    store: Store
     timeout: timedelta
 
 
@@ -52,13 +53,17 @@ def divide_launch(count: int, *, timeout_s: float) -> ReplicaWorld:
         )
     missing = [key for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
     if missing:
-        raise ConfigError(f"recparallel.data_parallel needs a launcher that sets {', '.join(missing)}; start with `deepspeed`")
+        raise ConfigError(
+            f"recparallel.data_parallel needs a launcher that sets {', '.join(missing)}; start with `deepspeed`"
+        )
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout, size = timedelta(seconds=timeout_s), world_size // count
     number, inner = divmod(rank, size)
     # Nobody waits for all here: who comes too late is found out by the first exchange.
-    store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+    )
     key = f"replica {number}"
     if inner == 0:
         store.set(key, f"{_own_address(address, port)} {_free_port()}")
@@ -86,8 +91,8 @@ def outer_group(world: ReplicaWorld, name: str) -> dist.ProcessGroup:
         world.number,
         [],
         "gloo",
-        dist.PrefixStore(f"{name}/{world.inner}", world.store),
-        group_name=f"{name}/{world.inner}",
+        PrefixStore(f"{name}/{world.inner}", world.store),
+        group_name=GroupName(f"{name}/{world.inner}"),
         timeout=world.timeout,
     )
     # Torch numbers the ranks of a group by the world; others than this one are in other worlds, and have no number there.

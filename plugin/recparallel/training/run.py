@@ -167,8 +167,9 @@ def run(
 
 def describe_plan(plan: ParallelPlan) -> str:
     """One line: how the work is divided."""
+    apart = f" × {plan.replicas} replicas apart ({plan.data_parallel})" if plan.replicas > 1 else ""
     return (
-        f"pipeline {plan.pipeline} × tensor {plan.tensor} × data {plan.data}, "
+        f"pipeline {plan.pipeline} × tensor {plan.tensor} × data {plan.data}{apart}, "
         f"{plan.num_micro_batches} micro-batches of {plan.micro_batch}, ZeRO-{plan.zero_stage}, {plan.dtype}, "
         f"exchange: {plan.compression}"
     )

@@ -328,7 +328,7 @@ def _in_plain_values(plan: ParallelPlan) -> dict[str, Any]:
 
 
 def _folder_of(engine: Any, folder: Path) -> Path:
-    """Every replica that trains apart has checkpoints of its own, for what its optimizer keeps; the first has them in ``folder``."""
+    """Replicas that train apart have checkpoints of their own, for what their optimizers keep; the first has them in ``folder``."""
     replicas = engine.recparallel.replicas
     return folder if replicas is None or replicas.world.number == 0 else folder / f"replica_{replicas.world.number}"
 

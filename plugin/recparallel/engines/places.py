@@ -4,7 +4,7 @@ from typing import Any
 
 
 def data_parallel_place(engine: Any) -> tuple[int, int]:
-    """Number of this replica of the pipeline, and how many there are: in its own world, and in those of replicas that train apart."""
+    """Number of this replica of the pipeline, and how many there are, in all worlds of replicas that train apart."""
     size, number = engine.grid.data_parallel_size, engine.grid.data_parallel_id
     replicas = engine.recparallel.replicas
     if replicas is None:

@@ -1,9 +1,9 @@
 """Replicas that train apart, each an engine in a world of its own, and exchange what their weights have moved by.
 
-All replicas hold the same *common* weights beside their own. Behind some steps a replica's progress, its weights less the common ones,
-leaves for an exchange over the *outer group*: the ranks that hold the same layers in all replicas. When the mean of all replicas'
-progress lands, the common weights follow it by the mode's outer optimizer, and a replica goes on from them, with what it has learned
-since on top. When progress leaves and lands is the mode's (``data_parallel/mode.py``); an exchange that lands later runs in a thread,
+All replicas hold the same *common* weights beside their own. Behind some steps a replica's progress, its weights less the common
+ones, leaves for an exchange over the *outer group*: the ranks that hold the same layers in all replicas. When the mean of all
+replicas' progress lands, the common weights follow it by the mode's outer optimizer, and a replica goes on from them, with what it
+has learned since on top. When progress leaves and lands is the mode's (``data_parallel/mode.py``); an exchange that lands later runs in a thread,
 beside the steps.
 """
 

@@ -15,6 +15,20 @@ from recparallel.errors import HostVersionError
 LOWEST, BELOW = "0.19.8", "0.20"
 
 SEAMS: dict[str, tuple[str, ...]] = {
+    # a group of ranks of several worlds
+    "torch.distributed.distributed_c10d:_new_process_group_helper": (
+        "group_size",
+        "group_rank",
+        "global_ranks_in_group",
+        "backend",
+        "store",
+        "group_name",
+        "backend_options",
+        "timeout",
+        "pg_tag",
+        "device_id",
+        "group_desc",
+    ),
     # stage cuts
     "deepspeed.runtime.pipe.module:PipelineModule._partition_layers": ("self", "method"),
     "deepspeed.runtime.pipe.module:PipelineModule._count_layer_params": ("self",),

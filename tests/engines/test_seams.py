@@ -146,6 +146,18 @@ OWN_ATTRIBUTES = {
     "_hook",
     "_world",
     "_config",
+    # Replicas
+    "_check_same",
+    "_common",
+    "_flights",
+    "_fragments",
+    "_land",
+    "_leave",
+    "_left_at",
+    "_left_with",
+    "_named",
+    "_outer",
+    "_step_outer",
 }
 """Private names of our own objects."""
 

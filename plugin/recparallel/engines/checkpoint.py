@@ -228,7 +228,8 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
                 torch.load(source / _hook_file(ranks.number), map_location=engine.device, weights_only=False)
             )
         if engine.recparallel.replicas is not None:
-            engine.recparallel.replicas.load_state_dict(_outer_state(source))
+            same_cut = _in_plain_values(manifest.plan) == _in_plain_values(engine.recparallel.plan)
+            engine.recparallel.replicas.load_state_dict(_outer_state(source, ranks.number, same_cut=same_cut))
         training: dict[str, Any] = torch.load(source / TRAINING, weights_only=True)
         return training
 
@@ -339,18 +340,19 @@ def _latest_of(engine: Any, folder: Path) -> Path:
     return own / first.name if (own / first.name / FILE).is_file() else first
 
 
-def _outer_file(rank: int) -> str:
+def _outer_file(rank: int | str) -> str:
     return f"outer_rank_{rank}.pt"
 
 
-def _outer_state(source: Path) -> dict[str, Any] | None:
-    """Of all ranks that have written it, so that another cut finds its weights."""
-    parts = [torch.load(path, weights_only=True) for path in sorted(source.glob(_outer_file(0).replace("0", "*")))]
-    return (
-        None
-        if not parts
-        else {**parts[0], "outer": {name: kept for part in parts for name, kept in part["outer"].items()}}
-    )
+def _outer_state(source: Path, rank: int, *, same_cut: bool) -> dict[str, Any] | None:
+    """What :meth:`Replicas.state_dict` gave: the outer optimizer's of all ranks, so that another cut finds its weights; of what is
+    exchanged this rank's own."""
+    parts = [torch.load(path, weights_only=True) for path in sorted(source.glob(_outer_file("*")))]
+    if not parts:
+        return None
+    own = torch.load(source / _outer_file(rank), weights_only=True)["exchange"] if same_cut else {}
+    outer = {name: kept for part in parts for name, kept in part["outer"].items()}
+    return {**parts[0], "outer": outer, "exchange": own}
 
 
 def _hook_file(rank: int) -> str:

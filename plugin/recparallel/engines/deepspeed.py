@@ -227,8 +227,8 @@ def attach(
         return _attach_hook_alone(engine, config, hook, state)
     if (mode := parse_config(read_deepspeed_config(config or {})).data_parallel).apart:
         raise ConfigError(
-            f"recparallel.data_parallel.mode is {mode.mode!r}: replicas are worlds of their own, and this engine has been made in that "
-            "of all; use recparallel.initialize with a Recommender"
+            f"recparallel.data_parallel.mode is {mode.mode!r}: replicas are worlds of their own, and this engine was made in one; "
+            "use recparallel.initialize with a Recommender"
         )
     return _attach(engine, config, hook=hook, state=state)
 

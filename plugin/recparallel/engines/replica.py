@@ -3,10 +3,11 @@
 All replicas hold the same *common* weights beside their own. Behind some steps a replica's progress, its weights less the common
 ones, leaves for an exchange over the *outer group*: the ranks that hold the same layers in all replicas. When the mean of all
 replicas' progress lands, the common weights follow it by the mode's outer optimizer, and a replica goes on from them, with what it
-has learned since on top. When progress leaves and lands is the mode's (``data_parallel/mode.py``); an exchange that lands later runs in a thread,
-beside the steps.
+has learned since on top. When progress leaves and lands is the mode's (``data_parallel/mode.py``); an exchange that lands later runs
+in a thread, beside the steps.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,9 @@ from recparallel.engines.bindings import Bindings
 from recparallel.engines.engine_state import layers_of_weights, read_weights, write_weights
 from recparallel.engines.replica_world import ReplicaWorld, outer_group
 from recparallel.errors import ConfigError, ReplicaError
+
+
+logger = logging.getLogger(__name__)
 
 
 def make_mode(section: DataParallelConfig) -> Mode:
@@ -154,8 +158,13 @@ class Replicas:
             for name, kept in state["outer"].items():
                 if name in self.common and kept:
                     self._outer.state[self.common[name]] = kept
-            if state["hook"] == self._hook.name:
+            if state["hook"] == self._hook.name and state["exchange"]:
                 self._hook.load_state_dict(state["exchange"])
+            elif state["hook"] != dense_hook(None).name:
+                logger.warning(
+                    "what codec %r has left out of earlier exchanges belongs to another cut or codec, and is not sent any more",
+                    state["hook"],
+                )
 
     def close(self) -> None:
         """Nothing is exchanged any more."""
@@ -257,8 +266,8 @@ class Replicas:
             if isinstance(error, ReplicaError):
                 raise
             raise ReplicaError(
-                f"replica {self.world.number} of {self.world.count}: the exchange {what} failed: another replica has gone, or has not "
-                f"come within {self.world.timeout.total_seconds():.0f} s (recparallel.data_parallel.timeout_s): {error}"
+                f"replica {self.world.number} of {self.world.count}: the exchange {what} failed: another replica has gone, or has "
+                f"not come within {self.world.timeout.total_seconds():.0f} s (recparallel.data_parallel.timeout_s): {error}"
             ) from error
 
 

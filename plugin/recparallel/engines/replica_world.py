@@ -1,7 +1,7 @@
 """Divide one launch into replicas, each a torch and DeepSpeed world of its own, before either makes any group.
 
-The launcher tells every process its rank, the number of processes and an address. A replica is as many ranks in a row as it needs; its
-first rank finds a free port, and tells it to the others through a store at the launcher's address. From then on the environment of
+The launcher tells every process its rank, the number of processes and an address. A replica is as many ranks in a row as it needs;
+its first rank finds a free port, and tells it to the others through a store at the launcher's address. From then on the environment of
 every process describes its replica, and the store joins the replicas.
 """
 

@@ -34,6 +34,7 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+	RECPARALLEL_EXAMPLES=1 $(BIN)/python -m pytest tests/partitioning tests/planning tests/compression tests/optimizers
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

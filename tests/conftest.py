@@ -13,13 +13,16 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from distributed import Pool
+from effort import examples
 
 # Profiles that tests measure are not those of the person who runs them.
 _caches = tempfile.TemporaryDirectory(prefix="caches-")
 os.environ["RECPARALLEL_CACHE"] = _caches.name
 
 # A loaded machine is no defect: no deadlines, and slow generation is none either.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples(100)
+)
 settings.load_profile("any machine")
 
 

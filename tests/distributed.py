@@ -176,7 +176,8 @@ def _leave_world() -> None:
         for name in ("loss", "total_loss", "fwd_outputs", "pipe_buffers", "optimizer"):
             engine.__dict__.pop(name, None)
     gc.collect()  # engines hold groups in cycles
-    dist.destroy_process_group()
+    if dist.is_initialized():  # a case that failed may have left it
+        dist.destroy_process_group()
     deepspeed.comm.comm.cdb = None
     importlib.reload(groups)
     gc.collect()

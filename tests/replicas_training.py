@@ -20,6 +20,7 @@ class Apart:
         run: of each.
         mode: the section ``data_parallel``; None trains synchronously.
         port: at which the launch meets.
+        cuts: that each rank asks for; none leaves it to the method.
         stop: step behind which it ends; None makes all of the run's.
     """
 
@@ -27,6 +28,7 @@ class Apart:
     mode: dict[str, Any] | None = None
     port: int = 0
     stop: int | None = None
+    cuts: tuple[tuple[int, ...], ...] = ()
 
 
 def weights_of(pool: Any, apart: Apart) -> dict[str, torch.Tensor]:
@@ -69,8 +71,11 @@ class launched:  # noqa: N801 (used like a function)
         config = deepspeed_config(run, replicas)
         if self._apart.mode is not None:
             config["recparallel"]["data_parallel"] = self._apart.mode
+        cuts = self._apart.cuts
+        cut = recparallel.Partition(bounds=cuts[int(os.environ["RANK"])], method="by hand") if cuts else None
+        sample = global_batches(1)[0][0]
         try:
-            engine, *_ = recparallel.initialize(model=recommender(run), config=config, sample=global_batches(1)[0][0])
+            engine, *_ = recparallel.initialize(model=recommender(run), config=config, sample=sample, partition=cut)
         except Exception:
             self.__exit__()
             raise

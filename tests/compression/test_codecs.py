@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +61,7 @@ def test_every_codec_in_the_registry_is_tested():
     assert all(codec.name == name for name, codec in made.items() if isinstance(codec, type))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(codec=every_codec, size=sizes, dtype=dtypes, seed=seeds)
 def test_the_payload_is_as_told_and_survives_its_way(codec, size, dtype, seed):
     flat = gradient(size, dtype, seed)
@@ -74,7 +75,7 @@ def test_the_payload_is_as_told_and_survives_its_way(codec, size, dtype, seed):
     assert all(map(torch.equal, unpack(wire, codec.layout(size, dtype)), payload))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(codec=every_codec, size=sizes, seed=seeds)
 def test_the_same_seed_gives_the_same_payload_and_decoding_adds(codec, size, seed):
     flat = gradient(size, torch.float32, seed)
@@ -86,7 +87,7 @@ def test_the_same_seed_gives_the_same_payload_and_decoding_adds(codec, size, see
     assert torch.allclose(total - 1, 1.5 * decoded(codec, one, size, seed), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(codec=every_codec, size=sizes, seed=seeds)
 def test_the_error_is_within_the_bound(codec, size, seed):
     flat = gradient(size, torch.float32, seed)
@@ -186,7 +187,7 @@ def test_an_option_out_of_range_is_refused_with_its_key(make, said):
 
 
 @given(share=st.floats(0, 1), ratio=st.floats(0.001, 1))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @pytest.mark.parametrize("kind", [TopK, TopKThreshold, RandomK, BlockTopK])
 def test_a_warm_up_comes_down_to_the_ratio(kind, share, ratio):
     codec = kind(ratio=ratio)

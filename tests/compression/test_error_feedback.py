@@ -1,5 +1,6 @@
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ def bucketings(draw):
     return [tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, len(order)])]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(size=st.sampled_from([1, 3, 1001]), dtype=dtypes, ratio=st.floats(0.001, 1.0), steps=st.integers(1, 5))
 def test_sent_and_residual_are_the_input_in_every_step(size, dtype, ratio, steps):
     """Bit for bit: an entry is sent as it is and leaves zero behind, or stays as it is."""
@@ -77,7 +78,7 @@ def test_sent_and_residual_are_the_input_in_every_step(size, dtype, ratio, steps
         assert torch.equal(gradient, given_gradient)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(ratio=st.floats(0.01, 1.0), seed=seeds)
 def test_over_time_nothing_is_lost(ratio, seed):
     """All that was sent plus what is left is all that came in. Whole numbers, so that sums are exact."""
@@ -126,7 +127,7 @@ def test_the_state_is_by_parameter_name():
     assert ErrorFeedback().state_dict() == {}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(before=bucketings(), after=bucketings(), seed=seeds, dtype=dtypes)
 def test_a_stored_state_goes_on_in_other_buckets(before, after, seed, dtype):
     """By name, whatever the buckets: nothing that was left out is lost or given to another parameter."""
@@ -144,7 +145,7 @@ def test_a_stored_state_goes_on_in_other_buckets(before, after, seed, dtype):
     assert {name: tensor.numel() for name, tensor in left.items()} == SIZES
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(layouts=st.lists(bucketings(), min_size=2, max_size=4), seed=seeds)
 def test_buckets_that_are_cut_anew_in_mid_training_keep_every_residual(layouts, seed):
     """PyTorch PR 48867: buckets are rebuilt after the first step; each parameter must find its residual again, also

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def kept(ratio, size):
     return math.ceil(ratio * size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(size=sizes, dtype=dtypes, ratio=ratios, seeds=st.tuples(seeds, seeds))
 def test_shapes_and_types_depend_on_the_size_alone(size, dtype, ratio, seeds):
     """Ranks hold other gradients and must offer payloads that match."""
@@ -47,7 +48,7 @@ def test_shapes_and_types_depend_on_the_size_alone(size, dtype, ratio, seeds):
     assert all(tensor.is_contiguous() for tensor in first)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(size=sizes, dtype=dtypes, ratio=ratios, seed=seeds)
 def test_the_size_that_is_told_is_the_size_that_is_sent(size, dtype, ratio, seed):
     codec = TopK(ratio=ratio)
@@ -65,7 +66,7 @@ def test_positions_beyond_31_bits_take_8_bytes():
     assert codec.payload_bytes(2**31, torch.float32) == 5 * 4 + 4 + 5 * 8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(size=sizes, dtype=dtypes, ratio=ratios, seed=seeds, ties=st.booleans())
 def test_the_largest_entries_are_kept_as_they_are_and_the_rest_is_zero(size, dtype, ratio, seed, ties):
     codec = TopK(ratio=ratio)
@@ -83,7 +84,7 @@ def test_the_largest_entries_are_kept_as_they_are_and_the_rest_is_zero(size, dty
     assert torch.equal(decoded(codec, (values, positions), size, dtype), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(size=sizes, dtype=dtypes, ratio=ratios, seed=seeds, ties=st.booleans())
 def test_the_error_is_within_the_bound(size, dtype, ratio, seed, ties):
     """``sqrt(1 - k / N) · ‖g‖``, which equal magnitudes reach."""
@@ -101,7 +102,7 @@ def test_equal_magnitudes_reach_the_bound():
     assert error == pytest.approx(math.sqrt(0.75) * 4, rel=1e-6)  # one fp32 norm of 12 ones
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(size=sizes, dtype=dtypes, seed=seeds)
 def test_a_ratio_of_one_loses_nothing(size, dtype, seed):
     codec = TopK(ratio=1.0)
@@ -115,7 +116,7 @@ def test_the_share_is_rounded_up(size, ratio, count):
 
 
 @given(seed=seeds, size=sizes)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_the_same_gradient_gives_the_same_payload(seed, size):
     codec = TopK(ratio=0.3)
     flat = gradient(size, torch.float32, seed)

@@ -8,6 +8,7 @@ from collections import defaultdict
 import numpy as np
 import polars as pl
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -179,7 +180,7 @@ def test_a_damaged_result_is_named(prepare_rows):
         Prepared.open(prepared.folder)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 9), st.integers(0, 12), st.integers(0, 6), st.integers(0, 2)), min_size=1, max_size=150

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from replicas_training import PLAIN, Apart, algorithm, assert_close, weights_of
+from replicas_training import PLAIN, Apart, algorithm, assert_close, free_port, launched, weights_of
 
 
 def test_modes_with_one_step_and_no_delay_are_synchronous(pools):
@@ -19,6 +19,7 @@ OUTER_OF_ONE = {"mode": "diloco", "local_steps": 1, "outer_learning_rate": 1.0, 
     "run",
     [
         pytest.param(replace(PLAIN, stages=2), id="PP 2"),
+        pytest.param(replace(PLAIN, stages=2, partition="profile"), id="PP 2, each measures"),
         pytest.param(replace(PLAIN, stages=2, tied=False, schedule="1f1b"), id="PP 2, untied, 1F1B"),
         pytest.param(replace(PLAIN, dropout=0.3), id="DP 2 inside, dropout"),
         pytest.param(replace(PLAIN, zero=1), id="ZeRO-1"),
@@ -27,6 +28,17 @@ OUTER_OF_ONE = {"mode": "diloco", "local_steps": 1, "outer_learning_rate": 1.0, 
 def test_replicas_of_several_ranks(pools, run):
     expected = weights_of(pools[4], Apart(run))
     assert_close(weights_of(pools[4], Apart(run, {"mode": "local_sgd", "local_steps": 1, "replicas": 2})), expected)
+
+
+def test_all_replicas_take_the_cut_of_the_first(pools):
+    run, mode = replace(PLAIN, stages=2), {"mode": "local_sgd"}
+    cuts = ((0, 2, 6), (0, 2, 6), (0, 3, 6), (0, 3, 6))
+    assert pools[4].run(bounds_of, apart=Apart(run, mode, port=free_port(), cuts=cuts)) == [(0, 2, 6)] * 4
+
+
+def bounds_of(apart):
+    with launched(apart) as engine:
+        return engine.recparallel.plan.partition.bounds
 
 
 def test_zero_1_in_bf16(pools):

@@ -147,6 +147,7 @@ OWN_ATTRIBUTES = {
     "_world",
     "_config",
     # Replicas
+    "_tells",
     "_check_same",
     "_common",
     "_flights",

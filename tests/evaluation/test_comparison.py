@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +64,7 @@ def test_seeds_that_disagree_widen_the_interval():
     assert found.high == pytest.approx(0.2, abs=0.08)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(scale=st.floats(0.1, 10.0), seed=st.integers(0, 5))
 def test_only_the_ratio_counts(scale, seed):
     one = compare_paired(gains(seed), gains(9), resamples=600)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -125,7 +126,7 @@ def test_alone_it_is_the_mean_over_the_targets_at_hand(name):
 
 
 @each_loss
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(counts=st.lists(st.integers(0, B * L), min_size=1, max_size=4), seed=st.integers(0, 99))
 @example(counts=[1, 0, 0, 0], seed=0)  # a quarter of a target per micro-batch
 @example(counts=[0, 0], seed=0)
@@ -324,7 +325,7 @@ def naive(hidden, table, targets, negatives, q):
 counts_of_items = st.lists(st.integers(0, 50), min_size=ITEMS + 1, max_size=ITEMS + 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     negatives=st.lists(st.integers(1, ITEMS), min_size=1, max_size=8),
     targets=st.lists(st.integers(1, ITEMS), max_size=6),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,7 +22,7 @@ def both(dtype=torch.float64):
     return *tables, RowGradients(tables[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(look_ups=st.lists(st.lists(st.integers(0, ITEMS), max_size=30), min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_the_sum_over_look_ups_is_autograds(look_ups, seed):
     """Rows again and again, none at all, and more than a keeper holds."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ def made(targets):
     return hidden, table, torch.tensor(targets), (hidden @ table.T).tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(targets=targets_of, counts=st.none() | st.lists(st.integers(0, 50), min_size=ITEMS + 1, max_size=ITEMS + 1))
 def test_in_batch_softmax_is_the_naive_loop(targets, counts):
     hidden, table, rows, scores = made(targets)
@@ -52,7 +53,7 @@ def test_in_batch_softmax_estimates_the_sum_over_the_other_items():
     assert torch.stack(sums).mean().item() == pytest.approx(expected.item(), rel=0.05)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     targets=targets_of,
     negatives=st.lists(st.integers(1, ITEMS), min_size=1, max_size=8),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ class Both:
         self.ours.step(rows, gradient, AdamWSettings.of(self.theirs.param_groups[0]))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(steps=steps, betas=st.sampled_from([(0.9, 0.999), (0.8, 0.9), (0.0, 0.99)]), decay=st.sampled_from([0.0, 0.1]))
 def test_every_row_is_that_of_a_dense_adamw(steps, betas, decay):
     both = Both(betas=betas, decay=decay)

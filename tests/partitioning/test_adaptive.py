@@ -4,6 +4,7 @@ import random
 from statistics import median
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def run(policy, machines, *, looks, cost=1.0):
     return moves
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     rank=st.integers(0, STAGES - 1),
     speed=st.sampled_from([0.3, 0.5, 0.7, 1.5]),
@@ -100,7 +101,7 @@ def test_one_move_for_a_change_and_one_back(rank, speed, seed, noise):
     assert machines.step_seconds(policy.partition) <= 1.1 * machines.step_seconds(start)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(seed=st.integers(0, 10**6), speeds=st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=STAGES, max_size=STAGES))
 def test_no_move_under_noise(seed, speeds):
     """200 steps of 10 %."""

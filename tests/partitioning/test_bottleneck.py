@@ -4,6 +4,7 @@ import sys
 from itertools import combinations
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +60,7 @@ def assert_is_a_cut(partition, n, stages):
     assert held == list(range(n))
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 @given(seconds=integers, stages=stages_wanted)
 def test_equals_brute_force_exactly_on_integers(seconds, stages):
     stages = min(stages, len(seconds))
@@ -69,7 +70,7 @@ def test_equals_brute_force_exactly_on_integers(seconds, stages):
     assert list(partition.stage_seconds) == stage_sums(seconds, partition.bounds)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(seconds=floats, stages=stages_wanted)
 def test_equals_brute_force_up_to_rounding_on_floats(seconds, stages):
     stages = min(stages, len(seconds))

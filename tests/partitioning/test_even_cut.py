@@ -1,6 +1,7 @@
 """A cut is evened out where that costs next to nothing."""
 
 import brute_force as reference
+from effort import examples
 from hypothesis import given, settings
 
 from recparallel.partitioning.even_cut import SLACK, evened, minimize_step_evenly
@@ -34,7 +35,7 @@ def test_memory_limits_are_kept():
     assert found.bounds == (0, 1, 5, 8, 9)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(reference.profiles(most_layers=7, most_stages=4, limited=False))
 def test_a_step_is_longer_by_the_slack_at_most_and_the_slowest_stage_no_slower(instance):
     profile, stages = instance

@@ -1,5 +1,6 @@
 import brute_force as reference
 import pytest
+from effort import examples
 from hypothesis import assume, given, settings
 
 from recparallel.partitioning import device_order
@@ -42,7 +43,7 @@ def test_the_bound_is_that_of_the_fastest_device():
     assert indivisible(faster, minimize_bottleneck(faster, 2)).seconds == 0.1
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(reference.profiles(most_layers=6, most_stages=3, limited=False))
 def test_no_cut_in_any_order_takes_less_than_the_shortest_step(instance):
     profile, stages = instance

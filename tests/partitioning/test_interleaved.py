@@ -1,6 +1,7 @@
 from itertools import combinations
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ def profile_of(seconds, speeds=()):
     return Profile(layers=tuple(layers), micro_batch=1, sequence_length=1, devices=devices)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.data())
 def test_the_most_loaded_device_has_what_the_best_of_all_cuts_gives_it(data):
     stages, virtual = data.draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 2), (2, 3), (1, 3)]))

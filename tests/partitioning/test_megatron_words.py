@@ -1,6 +1,7 @@
 """The layout is what Megatron-Core's own parser and validation accept, with no layer lost."""
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def partitions(draw):
     return profile, Partition(bounds=(0, *inner, n), method="random", virtual=virtual), num_blocks
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(partitions())
 def test_megatron_accepts_every_partition_and_finds_every_block_on_its_stage(instance):
     megatron = pytest.importorskip("megatron.core.transformer.pipeline_parallel_layer_layout")

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 from deepspeed.runtime.pipe import schedule as deepspeed
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,7 +92,7 @@ schedules = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(schedules, st.data())
 def test_every_schedule_computes_everything_once_and_ends(made, data):
     schedule, stages, per_stage, micro_batches = made

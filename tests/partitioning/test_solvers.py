@@ -2,6 +2,7 @@
 
 import brute_force as reference
 import pytest
+from effort import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +49,7 @@ def check(profile, stages, partition):
     )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(reference.profiles())
 def test_the_bottleneck_is_that_of_the_best_of_all_cuts(instance):
     profile, stages = instance
@@ -62,7 +63,7 @@ def test_the_bottleneck_is_that_of_the_best_of_all_cuts(instance):
     assert max(partition.stage_seconds) == pytest.approx(expected, **EXACT)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(reference.profiles(most_layers=6))
 def test_with_the_order_free_it_is_that_of_the_best_of_all_orders(instance):
     profile, stages = instance
@@ -76,7 +77,7 @@ def test_with_the_order_free_it_is_that_of_the_best_of_all_orders(instance):
     assert max(partition.stage_seconds) == pytest.approx(expected, **EXACT)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=examples(800), deadline=None)
 @given(reference.profiles())
 def test_the_step_is_that_of_the_best_of_all_cuts(instance):
     profile, stages = instance
@@ -89,7 +90,7 @@ def test_the_step_is_that_of_the_best_of_all_cuts(instance):
     assert partition.step_seconds == predict_step(profile, partition)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(reference.profiles(most_layers=5, most_stages=3))
 def test_with_the_order_free_the_step_is_that_of_the_best_of_all_orders(instance):
     profile, stages = instance
@@ -121,7 +122,7 @@ def changes(draw, profile):
     return profile.model_copy(update={"devices": tuple(devices)})
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("method", ["profile", "profile_any_order"])
 def test_a_better_device_link_or_more_memory_never_makes_the_optimum_worse(method, data):
@@ -135,7 +136,7 @@ def test_a_better_device_link_or_more_memory_never_makes_the_optimum_worse(metho
     assert after <= before * (1 + 1e-12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(instance=reference.profiles())
 @pytest.mark.parametrize("method", sorted(registry.partitioners))
 def test_every_rank_finds_the_same_from_the_same_json(method, instance):

@@ -1,6 +1,7 @@
 """The head's rows go where there is time for them, and no stage waits for what comes after it."""
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ def profile_of(seconds, *, speeds=(), micro_batches=16, busy=0.0):
 times = st.floats(0.1, 10.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     others=st.lists(times, min_size=4, max_size=8),
     head=st.floats(0.1, 40.0),
@@ -53,7 +54,7 @@ def test_stages_with_rows_are_level_and_the_last_one_shares_with_the_first(other
     assert all(ends[stage] >= max(with_rows) * (1 - 1e-5) for stage, share in shares.items() if share <= 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     others=st.lists(times, min_size=4, max_size=7),
     head=st.floats(0.1, 20.0),

@@ -1,6 +1,7 @@
 """Choosing how replicas exchange: pure."""
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def test_a_line_through_two_readings_goes_through_them(time, small, more):
     assert found.seconds(large) == pytest.approx(time.seconds(large), rel=1e-6, abs=1e-12)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_noise_makes_no_part_of_a_line_negative(small, large):
     found = fit(Reading(10, small), Reading(1000, large))

@@ -138,6 +138,7 @@ def initialize(
         check_codec(apart.compression)
         world = divide_launch(section.worlds(_world_size()), timeout_s=apart.timeout_s)
         deepspeed_config = _of_one_world(deepspeed_config, world.count)
+        partition = world.cut() or partition
     deepspeed.init_distributed()
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
@@ -165,7 +166,10 @@ def initialize(
         ),
         profile=profile,
         fixed=partition,
+        tells=world is None or world.number == 0,
     )
+    if world is not None:
+        world.tell_cut(pipeline.partition)
     if "optimizer" not in kwargs:
         kwargs.setdefault("model_parameters", [p for p in pipeline.parameters() if p.requires_grad])
     engine, optimizer, _, scheduler = deepspeed.initialize(

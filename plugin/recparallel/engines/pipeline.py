@@ -56,6 +56,7 @@ class RecommenderPipeline(PipelineModule):
         sums: how the training will add up gradients.
         profile: use this profile instead of measuring.
         fixed: use this cut, whatever the method.
+        tells: print the cut, on the first rank.
 
     Raises:
         PartitionError: on every rank, if a stage would be empty, measuring fails, or ranks disagree on the cut.
@@ -90,6 +91,7 @@ class RecommenderPipeline(PipelineModule):
         sums: GradientSums = PLAIN_SUMS,
         profile: Profile | None = None,
         fixed: Partition | None = None,
+        tells: bool = True,
         **pipeline_options: Any,
     ) -> None:
         device = get_accelerator().current_device_name()
@@ -100,7 +102,7 @@ class RecommenderPipeline(PipelineModule):
         recommender = shared_among(recommender, ranks)
         self._layers = recommender.layers
         self._ranks = ranks
-        self._spread_head = spread_head
+        self._spread_head, self._tells = spread_head, tells
         self.profile = profile
         self.schedule = schedule
         if fixed is None and partition.measured and num_stages == 1:
@@ -268,7 +270,7 @@ class RecommenderPipeline(PipelineModule):
             self.parts[-1] -= 1  # DeepSpeed knows nothing of the head
         self.partition = partition
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
-        if self.global_rank == 0:
+        if self.global_rank == 0 and self._tells:
             print_partition(partition, [layer.name for layer in self._layers], self.profile)
 
     def _count_layer_params(self) -> list[int]:

@@ -3,8 +3,8 @@
 All replicas hold the same *common* weights beside their own. Behind some steps a replica's progress, its weights less the common
 ones, leaves for an exchange over the *outer group*: the ranks that hold the same layers in all replicas. When the mean of all
 replicas' progress lands, the common weights follow it by the mode's outer optimizer, and a replica goes on from them, with what it
-has learned since on top. When progress leaves and lands is the mode's (``data_parallel/mode.py``); an exchange that lands later runs
-in a thread, beside the steps.
+has learned since on top. When progress leaves and lands is the mode's (``data_parallel/mode.py``); an exchange that lands later
+runs in a thread, beside the steps.
 """
 
 import logging
@@ -30,7 +30,6 @@ from recparallel.engines.bindings import Bindings
 from recparallel.engines.engine_state import layers_of_weights, read_weights, write_weights
 from recparallel.engines.replica_world import ReplicaWorld, outer_group
 from recparallel.errors import ConfigError, ReplicaError
-
 
 logger = logging.getLogger(__name__)
 

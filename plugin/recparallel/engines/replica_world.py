@@ -1,8 +1,8 @@
 """Divide one launch into replicas, each a torch and DeepSpeed world of its own, before either makes any group.
 
 The launcher tells every process its rank, the number of processes and an address. A replica is as many ranks in a row as it needs;
-its first rank finds a free port, and tells it to the others through a store at the launcher's address. From then on the environment of
-every process describes its replica, and the store joins the replicas.
+its first rank finds a free port, and tells it to the others through a store at the launcher's address. From then on the environment
+of every process describes its replica, and the store joins the replicas.
 """
 
 import os
@@ -14,7 +14,10 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import GroupName, PrefixStore, Store
 
-from recparallel.errors import ConfigError
+from recparallel.errors import ConfigError, ReplicaError
+from recparallel.plan import Partition
+
+_CUT = "cut"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,32 @@ class ReplicaWorld:
     inner: int
     store: Store
     timeout: timedelta
+
+    def tell_cut(self, partition: Partition | None) -> None:
+        """The first replica has measured and cut; the others, which can exchange the same layers alone, take its cut.
+
+        Args:
+            partition: None for a method of DeepSpeed's own, which cuts alike by itself.
+        """
+        if self.number == 0 and self.inner == 0:
+            self.store.set(_CUT, "" if partition is None else partition.model_dump_json())
+
+    def cut(self) -> Partition | None:
+        """That the first replica tells, waited for; None for the first, and where there is none to tell.
+
+        Raises:
+            ReplicaError: it does not tell in time.
+        """
+        if self.number == 0:
+            return None
+        try:
+            told = self.store.get(_CUT).decode()
+        except dist.DistError as error:
+            raise ReplicaError(
+                f"replica {self.number}: the first replica has not cut its model within {self.timeout.total_seconds():.0f} s "
+                f"(recparallel.data_parallel.timeout_s): {error}"
+            ) from error
+        return Partition.model_validate_json(told) if told else None
 
 
 def divide_launch(count: int, *, timeout_s: float) -> ReplicaWorld:

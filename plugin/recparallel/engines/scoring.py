@@ -55,8 +55,8 @@ def number_of_each(
 ) -> Tensor:
     """One number of each row, made on the last stage; collective.
 
-    Rows are dealt out to the replicas of a world, in batches of the training micro-batch's shape: the short last one is filled up, so
-    no stage ever meets a new shape. Replicas that train apart each look at all rows, with the weights that they have in common.
+    Rows are dealt out to the replicas of a world, in batches of the training micro-batch's shape: the short last one is filled up,
+    so no stage ever meets a new shape. Replicas that train apart each look at all rows, with the weights that they have in common.
 
     Args:
         engine: a pipeline engine over a recommender.

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import torch.distributed as dist
 
-from recparallel.events import Event, Exchange, Phase, StepDone, TiedExchange, Transfer
+from recparallel.events import Event, Exchange, Phase, ReplicaExchange, StepDone, TiedExchange, Transfer
 
 
 class StepSummary:
@@ -26,6 +26,9 @@ class StepSummary:
         elif isinstance(event, TiedExchange):
             self._sums["tied_wire_bytes"] += event.wire_bytes
             self._sums["tied_dense_bytes"] += event.dense_bytes
+        elif isinstance(event, ReplicaExchange):
+            self._sums["replicas_wire_bytes"] += event.wire_bytes
+            self._sums["replicas_waited_s"] += event.waited
         elif isinstance(event, Transfer):
             self._sums["boundary_sent_bytes"] += event.num_bytes
         elif isinstance(event, StepDone):

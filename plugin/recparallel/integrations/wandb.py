@@ -9,7 +9,7 @@ from typing import Any
 
 import wandb
 
-from recparallel.events import Event, ExchangeChoice, ExchangeLook, Move, MoveOutcome, StepDone
+from recparallel.events import Event, ExchangeChoice, ExchangeLook, Move, MoveOutcome, ReplicaExchange, StepDone
 
 _CHOICES = ["behind step", "elements", "way", "predicted seconds", "measured seconds"]
 
@@ -36,7 +36,7 @@ class WandbTracker:
 
     def __call__(self, event: Event) -> None:
         """An event subscriber: loss and speed of each step; layers that moved, what it cost, and what came of it; how gradients are
-        exchanged, where that is chosen."""
+        exchanged, where that is chosen; what replicas that train apart have exchanged."""
         if isinstance(event, StepDone):
             self._step = event.step
             speed = event.num_sequences / event.seconds
@@ -51,6 +51,10 @@ class WandbTracker:
             self.run.log({**moved, "move/note": str(event)}, step=event.step)
         elif isinstance(event, MoveOutcome):
             self.run.log({"move/share_saved": event.share_saved}, step=event.step)
+        elif isinstance(event, ReplicaExchange):
+            targets = {f"replicas/targets_{number}": count for number, count in enumerate(event.targets)}
+            costs = {name: getattr(event, name) for name in ("late", "wire_bytes", "dense_bytes", "seconds", "waited")}
+            self.run.log({**targets, **{f"replicas/{name}": cost for name, cost in costs.items()}}, step=event.step)
 
     def log(self, values: dict[str, float], *, step: int) -> None:
         """Metrics that are not events, such as an evaluation's."""

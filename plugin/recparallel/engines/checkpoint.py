@@ -42,11 +42,14 @@ class Checkpointer:
     Args:
         engine: a pipeline engine over a recommender.
         folder: where ``step_N`` and the pointer ``latest`` go; shared by all machines.
+
+    Attributes:
+        folder: where they go for this replica; those that train apart, but for the first, have one of their own in it.
     """
 
     def __init__(self, engine: Any, folder: Path) -> None:
         check_storable(engine)
-        self._engine, self._folder = engine, _folder_of(engine, folder)
+        self._engine, self.folder = engine, _folder_of(engine, folder)
         self._ranks = Ranks(dist.new_group(backend="gloo"))  # its own: messages of a training must not mix with these
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
@@ -63,9 +66,9 @@ class Checkpointer:
         """
         self.wait()
         self._engine.recparallel.meet()
-        target = self._folder / _name(self._engine)
+        target = self.folder / _name(self._engine)
         if target not in (self._last, self._engine.recparallel.checkpoint):  # it may have been loaded from there
-            self._writing = self._thread.submit(_write, _snapshot(self._engine, sampler), self._folder, self._ranks)
+            self._writing = self._thread.submit(_write, _snapshot(self._engine, sampler), self.folder, self._ranks)
             self._last = self._engine.recparallel.checkpoint = target
             self._engine.recparallel.writing = self._is_writing
 

@@ -60,6 +60,10 @@ class Handle(HookState):
         assert self.plan is not None
         self.plan = self.plan.model_copy(update={"data_parallel": self.replicas.mode.name, "replicas": world.count})
 
+    def as_first(self, value: Any) -> Any:
+        """What the first of replicas that train apart gives; collective. Without such replicas the value itself."""
+        return value if self.replicas is None else self.replicas.as_first(value)
+
     def meet(self) -> None:
         """Bring replicas that train apart to the same weights; collective."""
         if self.replicas is not None:

@@ -128,6 +128,14 @@ class Replicas:
                 self._leave(part, step)
         self._land(step, list(self._flights))
 
+    def as_first(self, value: Any) -> Any:
+        """What the first replica gives, for what all must decide alike; collective over the replicas."""
+        told = [value]
+        with self._named("of a decision"):
+            # In the thread, behind what is on its way: two threads would mix their messages up.
+            self._thread.submit(dist.broadcast_object_list, told, group=self._group, group_src=0).result()
+        return told[0]
+
     @contextmanager
     def in_common(self) -> Iterator[None]:
         """For the block, the engine has the common weights instead of its own."""
@@ -173,10 +181,10 @@ class Replicas:
         names = [name for layer in self._fragments[part].values() for name in layer]
         left = {name: weight.clone() for name, weight in read_weights(self.engine, names).items()}
         buckets = [
-            torch.cat([(left[name] - self.common[name].detach()).reshape(-1) for name in own])
+            torch.cat([(left[name] - self.common[name].detach()).reshape(-1) for name in own]).cpu()  # gloo's
             for own in self._fragments[part].values()
         ]
-        count = torch.tensor(self._targets - self._left_with.get(part, 0), dtype=torch.int64)
+        count = torch.tensor(self._targets - self._left_with.get(part, 0), device=self.engine.device)
         dist.all_reduce(count)  # of this replica's world; only ranks that hold labels have counted
         self._left_with[part], self._left_at[part] = self._targets, step
         self._flights[part] = _Flight(step, left, self._thread.submit(self._exchange, part, buckets, int(count)))
@@ -233,7 +241,7 @@ class Replicas:
                     f"diverged; a smaller learning rate, or fewer local steps, of mode {self.mode.name!r} may help"
                 )
             for name, progress in zip(own, flat.split([self.common[name].numel() for name in own])):
-                self.common[name].grad = progress.neg().view_as(self.common[name])
+                self.common[name].grad = progress.neg().view_as(self.common[name]).to(self.common[name].device)
         self._outer.step()
         self._outer.zero_grad(set_to_none=True)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from recparallel.checkpointing.commit import POINTER, latest
 from recparallel.engines.agreement import Ranks
 from recparallel.engines.checkpoint import Checkpointer, load_weights
@@ -60,8 +62,8 @@ class Best:
             fresh = self._folder / f"{VALIDATIONS}.new"
             fresh.write_text(json.dumps(self._seen) + "\n")
             os.replace(fresh, self._folder / VALIDATIONS)
-            if before not in (0, self.step):
-                shutil.rmtree(self._folder / f"step_{before}", ignore_errors=True)
+        if dist.get_rank() == 0 and before not in (0, self.step):
+            shutil.rmtree(self._checkpointer.folder / f"step_{before}", ignore_errors=True)
         return self.is_over
 
     def load(self) -> None:

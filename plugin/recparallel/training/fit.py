@@ -112,7 +112,7 @@ class Fit:
             self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
     def _validate(self, bar: Any) -> None:
-        metrics = self.validate(self.engine)
+        metrics = self.engine.recparallel.as_first(self.validate(self.engine))
         if RANK == 0:
             told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             bar.write(f"epoch {self.loader.sampler.epoch}: valid {told}")

@@ -77,7 +77,6 @@ OWN_ATTRIBUTES = {
     "_steps",
     # Ranks, Checkpointer
     "_compare",
-    "_folder",
     "_thread",
     "_writing",
     # _Plain, _Flat

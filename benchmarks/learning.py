@@ -77,12 +77,13 @@ def run(options: Options) -> int:
     Raises:
         ConfigError: a workload without histories that can be learned.
     """
+    for workload in options.workloads:
+        if workload not in LEARNABLE:
+            raise ConfigError(f"--workload {workload}: learning has histories for {', '.join(LEARNABLE)}")
     compile_extension()
     environment = capture_environment(options.command, emulated=False)
     results, told = Results(benchmark="learning", environment=environment), []
     for workload in options.workloads or ("head",):
-        if workload not in LEARNABLE:
-            raise ConfigError(f"--workload {workload}: learning has histories for {', '.join(LEARNABLE)}")
         measured = _measured(options.json)
         speeds = _speeds(measured, workload)
         if not speeds:

@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -60,7 +61,8 @@ class Pool:
             RankError: a rank raised, died or did not answer within ``timeout`` seconds.
         """
         for pipe in self._pipes:
-            pipe.send((case.__module__, case.__qualname__, kwargs))
+            with suppress(BrokenPipeError):  # of a rank that has died, which shows when it does not answer
+                pipe.send((case.__module__, case.__qualname__, kwargs))
         answers: dict[int, tuple[str, Any, float]] = {}
         deadline = time.monotonic() + timeout
         while len(answers) < self.world_size:
@@ -73,7 +75,7 @@ class Pool:
                 rank = self._pipes.index(pipe)
                 try:
                     answers[rank] = pipe.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     answers[rank] = ("error", f"rank {rank} died", time.time())
             if not failed and any(kind == "error" for kind, _, _ in answers.values()):
                 deadline = min(deadline, time.monotonic() + 10)  # the others wait for it in a collective

@@ -37,8 +37,17 @@ def trained(run):
     return losses, {name: value for name, value in collect(engine).items() if name.startswith("weight/")}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("plan", "family"),
+    [
+        # Eight processes take their time on two cores: two families every time, the others among the slow tests.
+        pytest.param(
+            plan, family, marks=[pytest.mark.slow] if PLANS[plan][0] == 8 and family not in ("llama", "opt") else []
+        )
+        for plan in PLANS
+        for family in FAMILIES
+    ],
+)
 def test_every_family_gives_the_losses_and_weights_of_one_process(pools, plan, family):
     # With the usual eps, AdamW makes full steps of gradients that are nothing but rounding, such as those of key biases.
     processes, run = planned(plan, family=family, steps=STEPS, eps=1e-3)

@@ -364,6 +364,19 @@ def check_data_parallel(deepspeed_config: dict[str, Any], config: RecParallelCon
             f"{where}.mode {config.data_parallel.mode!r} with {SECTION}.partition.method 'adaptive': replicas would be cut "
             "differently and have nothing to exchange with each other; use 'profile'"
         )
+    if precision(deepspeed_config) == "float16" and zero_stage(deepspeed_config) == 0:
+        raise ConfigError(
+            f"{where}.mode {config.data_parallel.mode!r} with fp16.enabled and zero_optimization.stage 0: DeepSpeed's "
+            "optimizer for these hides its weights; use stage 1, or bf16"
+        )
+    exchanged = config.data_parallel.compression
+    given = [] if exchanged is None else sorted(exchanged.model_fields_set & {"bucket_size", "momentum_correction"})
+    if exchanged is not None and exchanged.aggregation == "hierarchical":
+        given.append("aggregation 'hierarchical'")
+    if given:
+        raise ConfigError(
+            f"{where}.compression.{given[0]} is not supported between replicas that train apart; remove it"
+        )
     if config.spread_head or config.tensor > 1:
         key = "spread_head" if config.spread_head else "tensor"
         raise ConfigError(

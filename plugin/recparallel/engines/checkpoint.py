@@ -238,6 +238,8 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
 
     training = ranks.together(read)
     ranks.together(lambda: _restore_counters(engine, training))
+    if engine.recparallel.replicas is not None:
+        engine.recparallel.replicas.at_rest()
     engine.recparallel.checkpoint = _folder_of(engine, folder) / _name(engine)
     return dict(training["sampler"])
 

@@ -157,7 +157,6 @@ class Replicas:
         self._flights.clear()
         self._left_with.clear()
         self._targets = 0
-        self._left_at = dict.fromkeys(range(self.mode.fragments), self.engine.global_steps)
         for name, weight in read_weights(self.engine).items():
             self.common[name].data.copy_(weight)
         self._outer.state.clear()
@@ -172,6 +171,10 @@ class Replicas:
                     "what codec %r has left out of earlier exchanges belongs to another cut or codec, and is not sent any more",
                     state["hook"],
                 )
+
+    def at_rest(self) -> None:
+        """Nothing has been learned since the last exchange."""
+        self._left_at = dict.fromkeys(range(self.mode.fragments), self.engine.global_steps)
 
     def close(self) -> None:
         """Nothing is exchanged any more."""
@@ -291,7 +294,11 @@ def bind_replicas(engine: Any, replicas: Replicas, bindings: Bindings) -> None:
     def train_batch(data_iter: Any = None) -> Tensor:
         source = data_iter if data_iter is not None else engine.data_iterator
         given = None if source is None else [next(source) for _ in range(engine.micro_batches)]
-        loss = original(None if given is None else iter(given))
+        before = engine.data_iterator, engine.training_dataloader
+        try:
+            loss = original(None if given is None else iter(given))
+        finally:
+            engine.data_iterator, engine.training_dataloader = before
         # Every rank of a last stage has labels of its own; tensor ranks, which would have the same, are refused.
         counted = given is not None and engine.is_last_stage()
         replicas.after_step(sum(int((batch[1] != IGNORE).sum()) for batch in given or []) if counted else 0)

@@ -15,6 +15,7 @@ from recparallel.engines.checkpoint import Checkpointer, check_resumable, load_c
 from recparallel.engines.deepspeed import initialize
 from recparallel.engines.loading import rows_per_epoch
 from recparallel.engines.step_summary import StepSummary
+from recparallel.errors import ConfigError
 from recparallel.models.recommender import Recommender
 from recparallel.models.zoo import Card
 from recparallel.plan import ParallelPlan
@@ -84,6 +85,11 @@ def set_up(train_args: TrainingArguments, card: Card | None, output_dir: Path, *
     section = settings.parse_config(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config_checks.check_together(config, section, world_size=world_size)
+    if section.data_parallel.apart and train_args.early_stopping_patience:
+        raise ConfigError(
+            f"--early_stopping_patience {train_args.early_stopping_patience} does not run with recparallel.data_parallel.mode "
+            f"{section.data_parallel.mode!r} yet; use 0, or 'synchronous'"
+        )
     stored = None
     if train_args.resume:
         stored = check_resumable(

@@ -40,7 +40,10 @@ def test_a_section_that_cannot_be(section, message):
         ({"mode": "local_sgd", "local_steps": [[1, 4]]}, "goes up from step 0"),
         ({"mode": "local_sgd", "local_steps": [[0, 1], [0, 4]]}, "goes up from step 0"),
         ({"mode": "local_sgd", "local_step": 8}, "does not take {'local_step': 8}"),
-        ({"mode": "delayed", "delay": -1}, "delay must be a number of at least 0"),
+        ({"mode": "delayed", "delay": -1}, "delay must be a whole number of at least 0"),
+        ({"mode": "delayed", "delay": 1.5}, "delay must be a whole number of at least 0, got 1.5"),
+        ({"mode": "diloco", "fragments": 1.5}, "fragments must be a whole number of at least 1, got 1.5"),
+        ({"mode": "diloco", "outer_learning_rate": float("inf")}, "outer_learning_rate must be a number"),
         ({"mode": "delayed", "delay": 3, "local_steps": 2}, "delay can be at most 2"),
         ({"mode": "diloco", "outer_learning_rate": -0.1}, "outer_learning_rate must be a number of at least 0"),
         ({"mode": "diloco", "outer_learning_rate": "0.7"}, "outer_learning_rate must be a number"),
@@ -61,6 +64,15 @@ def test_an_option_out_of_range(section, message):
         ({"data_parallel": {**LOCAL, "replicas": 3}}, r"replicas must be one of \[1, 2, 4\]"),
         ({"lazy_rows": True}, "lazy_rows"),
         ({"partition": {"method": "adaptive"}}, "replicas would be cut differently"),
+        ({"fp16": {"enabled": True}}, "hides its weights"),
+        (
+            {"data_parallel": {**LOCAL, "compression": {"codec": "int8", "bucket_size": 9}}},
+            "compression.bucket_size is not",
+        ),
+        (
+            {"data_parallel": {**LOCAL, "compression": {"codec": "int8", "aggregation": "hierarchical"}}},
+            "'hierarchical' is not",
+        ),
         ({"tensor": 2}, r"does not run with recparallel\.tensor yet"),
         ({"stages": 2, "spread_head": True}, r"does not run with recparallel\.spread_head yet"),
     ],
@@ -69,7 +81,8 @@ def test_what_does_not_go_together(changes, message):
     config = deepspeed_config(PLAIN, 4)
     config["optimizer"] = {"type": "AdamW", "params": {}}
     config["gradient_accumulation_steps"] = 1
-    config["recparallel"] |= {"data_parallel": LOCAL, **changes}
+    config |= {key: value for key, value in changes.items() if key == "fp16"}
+    config["recparallel"] |= {"data_parallel": LOCAL, **{key: value for key, value in changes.items() if key != "fp16"}}
     with pytest.raises(ConfigError, match=message):
         check_together(config, parse_config(config), world_size=4)
 

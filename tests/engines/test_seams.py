@@ -148,7 +148,6 @@ OWN_ATTRIBUTES = {
     # Replicas
     "_tells",
     "_check_same",
-    "_common",
     "_flights",
     "_fragments",
     "_land",

@@ -22,8 +22,8 @@ class Delayed(Mode):
     name = "delayed"
 
     def __init__(self, *, delay: int = 1, local_steps: int | None = None) -> None:
-        check_number(delay, "delayed: delay", least=0)
-        self.delay = int(delay)
+        check_number(delay, "delayed: delay", least=0, whole=True)
+        self.delay = delay
         steps = max(1, self.delay) if local_steps is None else local_steps
         self._rounds = Rounds(steps, where="delayed: local_steps")
         if self.delay > self._rounds.shortest:

@@ -41,8 +41,8 @@ class DiLoCo(Mode):
         self._rounds = Rounds(local_steps, where="diloco: local_steps")
         check_number(outer_learning_rate, "diloco: outer_learning_rate", least=0)
         check_number(outer_momentum, "diloco: outer_momentum", least=0, below=1)
-        check_number(fragments, "diloco: fragments", least=1)
-        check_number(overlap, "diloco: overlap", least=0)
+        check_number(fragments, "diloco: fragments", least=1, whole=True)
+        check_number(overlap, "diloco: overlap", least=0, whole=True)
         if fragments > self._rounds.shortest or overlap > self._rounds.shortest:
             raise ConfigError(
                 f"diloco: fragments and overlap can be at most local_steps ({self._rounds.shortest}), got {fragments} and {overlap}"

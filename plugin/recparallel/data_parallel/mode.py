@@ -5,6 +5,7 @@ all replicas' progress, weighted by the targets that they trained on, moves weig
 behind which steps progress leaves, how many steps later the mean lands, and by which optimizer the common weights follow it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
@@ -87,11 +88,11 @@ class Rounds:
         return (at - start) % steps == 0
 
 
-def check_number(value: object, name: str, *, least: float, below: float | None = None) -> None:
+def check_number(value: object, name: str, *, least: float, below: float = math.inf, whole: bool = False) -> None:
     """Raises:
-    ConfigError: ``value`` is no number, is less than ``least``, or not below ``below``.
+    ConfigError: ``value`` is no number, not a whole one where it must be, less than ``least``, or not below ``below``.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-    if not number or value < least or (below is not None and value >= below):  # type: ignore[operator]
-        most = "" if below is None else f" and below {below}"
-        raise ConfigError(f"{name} must be a number of at least {least}{most}, got {value!r}")
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value < below:  # type: ignore[operator]
+        kind, most = "a whole number" if whole else "a number", "" if below == math.inf else f" and below {below}"
+        raise ConfigError(f"{name} must be {kind} of at least {least}{most}, got {value!r}")

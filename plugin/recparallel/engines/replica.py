@@ -140,7 +140,7 @@ class Replicas:
     def in_common(self) -> Iterator[None]:
         """For the block, the engine has the common weights instead of its own."""
         own = {name: weight.clone() for name, weight in read_weights(self.engine).items()}
-        write_weights(self.engine, self._common())
+        write_weights(self.engine, {name: weight.detach() for name, weight in self.common.items()})
         try:
             yield
         finally:
@@ -247,9 +247,6 @@ class Replicas:
                 self.common[name].grad = progress.neg().view_as(self.common[name]).to(self.common[name].device)
         self._outer.step()
         self._outer.zero_grad(set_to_none=True)
-
-    def _common(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.common.items()}
 
     def _check_same(self) -> None:
         """Raises:

@@ -46,6 +46,23 @@ def test_a_new_replica_begins_with_what_the_first_has(pools, tmp_path):
         assert all(torch.equal(weight, other[name]) for other in found[1:])
 
 
+def test_a_finished_training_that_is_resumed_stays_what_it_is(pools, tmp_path):
+    pools[2].run(stop_and_go_on, apart=Apart(RUN, DILOCO, port=free_port()), folder=str(tmp_path))
+    assert all(pools[2].run(meet_again, apart=Apart(RUN, DILOCO, port=free_port()), folder=str(tmp_path)))
+
+
+def meet_again(apart: Apart, folder: str) -> bool:
+    """Whether weights are the same behind a meeting to which nobody brings anything: momentum alone must not move them."""
+    from recparallel.engines.checkpoint import load_checkpoint
+    from recparallel.engines.engine_state import read_weights
+
+    with launched(apart) as engine:
+        load_checkpoint(engine, Path(folder))
+        before = {name: weight.clone() for name, weight in read_weights(engine).items()}
+        engine.recparallel.meet()
+        return all(torch.equal(weight, before[name]) for name, weight in read_weights(engine).items())
+
+
 def stop_and_go_on(apart: Apart, folder: str) -> dict[str, torch.Tensor]:
     from recparallel.engines.checkpoint import save_checkpoint
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from replicas_training import PLAIN, Apart, algorithm, assert_close, free_port, launched, weights_of
+from training import global_batches
 
 
 def test_modes_with_one_step_and_no_delay_are_synchronous(pools):
@@ -34,6 +35,18 @@ def test_all_replicas_take_the_cut_of_the_first(pools):
     run, mode = replace(PLAIN, stages=2), {"mode": "local_sgd"}
     cuts = ((0, 2, 6), (0, 2, 6), (0, 3, 6), (0, 3, 6))
     assert pools[4].run(bounds_of, apart=Apart(run, mode, port=free_port(), cuts=cuts)) == [(0, 2, 6)] * 4
+
+
+def test_steps_without_an_iterator_read_on_from_the_engines_own(pools):
+    assert pools[2].run(train_from_the_engine, apart=Apart(PLAIN, {"mode": "local_sgd"}, port=free_port())) == [3, 3]
+
+
+def train_from_the_engine(apart):
+    with launched(apart) as engine:
+        engine.data_iterator = iter([batch for step in global_batches(3) for batch in step[: engine.micro_batches]])
+        for _ in range(3):
+            engine.train_batch()
+        return engine.global_steps
 
 
 def bounds_of(apart):

@@ -15,14 +15,18 @@ RECIPE = ROOT / "recipes" / "train_rec.py"
 def command(processes: int, *arguments: str, program: Path = RECIPE) -> list[str]:
     """The launch as a command line, on a port of its own."""
     launcher = Path(sys.executable).parent / "deepspeed"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return [
         str(launcher),
-        *("--num_accelerators", str(processes), "--master_port", str(port)),
+        *("--num_accelerators", str(processes), "--master_port", str(free_port())),
         *(str(program), *arguments),
     ]
+
+
+def free_port() -> int:
+    """On this machine, now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

@@ -1,11 +1,11 @@
 """Trainings of replicas that train apart: each a world of its own, made by the engine from what a launcher tells."""
 
 import os
-import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from launching import free_port
 from training import GLOBAL_MICRO_BATCHES, LR, Run, built, deepspeed_config, global_batches, recommender
 
 SGD = {"optimizer": {"type": "SGD", "params": {"lr": 0.05}}}
@@ -196,9 +196,3 @@ def assert_close(
         torch.testing.assert_close(
             found[name], weight, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

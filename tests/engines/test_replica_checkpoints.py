@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from replicas_training import PLAIN, Apart, assert_close, free_port, launched, train_own, weights_of
+from launching import free_port
+from replicas_training import PLAIN, Apart, assert_close, launched, train_own, weights_of
 from training import Run, make_engine
 
 DILOCO = {"mode": "diloco", "local_steps": 2, "outer_learning_rate": 0.7, "outer_momentum": 0.9, "overlap": 1}

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 from distributed import RankError
-from replicas_training import PLAIN, Apart, free_port, launched, train_own
+from launching import free_port
+from replicas_training import PLAIN, Apart, launched, train_own
 from training import deepspeed_config, make_engine
 
 from recparallel.config import parse_config

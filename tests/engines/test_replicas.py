@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from replicas_training import PLAIN, Apart, algorithm, assert_close, free_port, launched, weights_of
+from launching import free_port
+from replicas_training import PLAIN, Apart, algorithm, assert_close, launched, weights_of
 from training import global_batches
 
 

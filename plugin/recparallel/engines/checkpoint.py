@@ -352,10 +352,11 @@ def _outer_file(rank: int | str) -> str:
 def _outer_state(source: Path, rank: int, *, same_cut: bool) -> dict[str, Any] | None:
     """What :meth:`Replicas.state_dict` gave: the outer optimizer's of all ranks, so that another cut finds its weights; of what is
     exchanged this rank's own."""
-    parts = [torch.load(path, weights_only=True) for path in sorted(source.glob(_outer_file("*")))]
+    files = sorted(source.glob(_outer_file("*")))
+    parts = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
     if not parts:
         return None
-    own = torch.load(source / _outer_file(rank), weights_only=True)["exchange"] if same_cut else {}
+    own = parts[files.index(source / _outer_file(rank))]["exchange"] if same_cut else {}
     outer = {name: kept for part in parts for name, kept in part["outer"].items()}
     return {**parts[0], "outer": outer, "exchange": own}
 

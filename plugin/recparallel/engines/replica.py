@@ -163,7 +163,9 @@ class Replicas:
         if state is not None and state["mode"] == self.mode.name:
             for name, kept in state["outer"].items():
                 if name in self.common and kept:
-                    self._outer.state[self.common[name]] = kept
+                    weight = self.common[name]
+                    moved = {key: value.to(weight.device) for key, value in kept.items() if isinstance(value, Tensor)}
+                    self._outer.state[weight] = {**kept, **moved}
             if state["hook"] == self._hook.name and state["exchange"]:
                 self._hook.load_state_dict(state["exchange"])
             elif state["hook"] != dense_hook(None).name:

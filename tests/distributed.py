@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+_TRIES = 3
+
 
 class RankError(AssertionError):
     """A case failed on at least one rank; carries the first traceback by time."""
@@ -60,6 +62,10 @@ class Pool:
         Raises:
             RankError: a rank raised, died or did not answer within ``timeout`` seconds.
         """
+        for _ in range(_TRIES):
+            if self._has_met():
+                break
+            self.restart()
         for pipe in self._pipes:
             with suppress(BrokenPipeError):  # of a rank that has died, which shows when it does not answer
                 pipe.send((case.__module__, case.__qualname__, kwargs))
@@ -84,6 +90,19 @@ class Pool:
             self.restart()
             raise RankError(f"first error, on rank {errors[0][1]}:\n{errors[0][2]}")
         return [answers[rank][1] for rank in range(self.world_size)]
+
+    def _has_met(self) -> bool:
+        """Whether the workers have made the next case's world. On a machine that is busy with something else, gloo can fail to
+        connect them, which no case is about: then there are new workers."""
+        deadline = time.monotonic() + 60
+        for pipe in self._pipes:
+            if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                return False
+            try:
+                pipe.recv()
+            except (EOFError, ConnectionResetError):
+                return False
+        return True
 
     def _give_up(self, answers: dict[int, tuple[str, Any, float]], timeout: float) -> None:
         errors = sorted((at, rank, text) for rank, (kind, text, at) in answers.items() if kind == "error")
@@ -137,6 +156,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, dump: str, p
     known_modules = 0
     for number in itertools.count():
         _join_world(f"{worlds}-{number}", rank, world_size)
+        pipe.send(None)
         try:
             module, name, kwargs = pipe.recv()
         except EOFError:

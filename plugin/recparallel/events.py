@@ -146,8 +146,9 @@ class ExchangeLook:
 class ReplicaExchange:
     """The mean of what replicas have learned has landed behind step ``step``, ``late`` steps after this one's share of it left.
 
-    ``targets`` are those of every replica since its share before, ``wire_bytes`` the payload of this rank. ``seconds`` are those of
-    the exchange, ``waited`` those of them in which this rank stood still.
+    ``targets`` and ``steps`` are those of every replica since its share before, ``staleness`` the rounds that its weights were
+    behind in the mean over these; ``wire_bytes`` is the payload of this rank. ``seconds`` are those of the exchange, ``waited``
+    those of them in which this rank stood still.
     """
 
     step: int
@@ -158,6 +159,8 @@ class ReplicaExchange:
     wire_bytes: int
     seconds: float
     waited: float
+    steps: tuple[int, ...]
+    staleness: tuple[float, ...]
 
 
 Event = (

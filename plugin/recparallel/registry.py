@@ -95,6 +95,7 @@ LOSSES = {
 }
 
 MODES = {
+    "bounded_staleness": "recparallel.data_parallel.bounded_staleness:BoundedStaleness",
     "delayed": "recparallel.data_parallel.delayed:Delayed",
     "diloco": "recparallel.data_parallel.diloco:DiLoCo",
     "local_sgd": "recparallel.data_parallel.local_sgd:LocalSGD",

@@ -11,7 +11,7 @@ from training import deepspeed_config, make_engine
 
 from recparallel.config import parse_config
 from recparallel.config_checks import check_together
-from recparallel.engines.replica import make_mode
+from recparallel.engines.replica_binding import make_mode
 from recparallel.errors import ConfigError, ReplicaError
 
 LOCAL = {"mode": "local_sgd", "local_steps": 2}

@@ -4,11 +4,11 @@ A replica goes on from its own weights meanwhile. When the mean lands, what the 
 is the correction.
 """
 
-from recparallel.data_parallel.mode import Mode, Rounds, check_number
+from recparallel.data_parallel.mode import Lockstep, Rounds, check_number
 from recparallel.errors import ConfigError
 
 
-class Delayed(Mode):
+class Delayed(Lockstep):
     """Average every so many steps, some steps late.
 
     Args:

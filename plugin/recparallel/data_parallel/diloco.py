@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from recparallel.data_parallel.mode import Mode, Rounds, check_number
+from recparallel.data_parallel.mode import Lockstep, Rounds, check_number
 from recparallel.errors import ConfigError
 
 
-class DiLoCo(Mode):
+class DiLoCo(Lockstep):
     """Outer Nesterov over the mean progress of each round.
 
     Args:

@@ -1,9 +1,9 @@
 """Local SGD: replicas train apart and average their weights at the end of each round (Stich, ICLR 2019)."""
 
-from recparallel.data_parallel.mode import Mode, Rounds, Schedule
+from recparallel.data_parallel.mode import Lockstep, Rounds, Schedule
 
 
-class LocalSGD(Mode):
+class LocalSGD(Lockstep):
     """Average every so many steps.
 
     Args:

@@ -1,13 +1,14 @@
 """What an asynchronous mode of data parallelism is: when replicas exchange, and what they make of it.
 
-A replica trains by itself. Now and then it hands in what its weights have moved by since it last did (its *progress*); the mean of
-all replicas' progress, weighted by the targets that they trained on, moves weights that all replicas have in common. A mode says
-behind which steps progress leaves, how many steps later the mean lands, and by which optimizer the common weights follow it.
+A replica trains by itself. Now and then it hands in what its weights have moved by since it last did (its *progress*); the mean
+of all replicas' progress, weighted by the targets that they trained on, moves weights that all replicas have in common. A mode
+says behind which steps progress leaves, how many steps later the mean lands, and by which optimizer the common weights follow
+it; or lets every replica run at its own pace, within a bound.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -19,14 +20,35 @@ Schedule = int | list[list[int]]
 
 
 class Mode(ABC):
-    """When, and by which optimizer. The same on every replica; nothing here communicates.
+    """By which optimizer the common weights follow, and what each replica's progress weighs. The same on every replica; nothing
+    here communicates."""
+
+    name: ClassVar[str]
+
+    def shares(self, targets: Sequence[float], staleness: Sequence[float]) -> list[float]:
+        """What each replica's progress weighs in the mean; 1 in all.
+
+        Args:
+            targets: that each has trained on.
+            staleness: of each one's progress: how many rounds its weights were behind, in the mean over its steps.
+        """
+        total = sum(targets)
+        return [count / total if total else 1 / len(targets) for count in targets]
+
+    def outer_optimizer(self, common: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """Moves the common weights; its gradient is the mean progress, turned around. By default they move by the mean. Override
+        for another."""
+        return torch.optim.SGD(common, lr=1.0)
+
+
+class Lockstep(Mode):
+    """All replicas exchange behind the same steps.
 
     Attributes:
         fragments: into which the layers are dealt, each exchanged at a time of its own.
         delay: steps between the end of a step behind which progress leaves and the landing of the mean.
     """
 
-    name: ClassVar[str]
     fragments: int = 1
     delay: int = 0
 
@@ -34,10 +56,26 @@ class Mode(ABC):
     def leaving(self, step: int) -> list[int]:
         """Fragments whose progress leaves behind ``step``, counted from 1."""
 
-    def outer_optimizer(self, common: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """Moves the common weights; its gradient is the mean progress, turned around. By default they move by the mean. Override
-        for another."""
-        return torch.optim.SGD(common, lr=1.0)
+
+class OwnPace(Mode):
+    """Every replica runs at its own pace, and exchanges at the end of its rounds.
+
+    Attributes:
+        staleness: rounds of its own that a replica may train while an exchange is on its way; 0 waits for each.
+        local_steps: of the first round.
+    """
+
+    staleness: int
+    local_steps: int
+
+    @abstractmethod
+    def round_of(self, seconds: Sequence[float], number: int) -> int:
+        """Steps of a replica's next round.
+
+        Args:
+            seconds: of a step, of every replica.
+            number: of the replica.
+        """
 
 
 class Rounds:

@@ -135,7 +135,7 @@ class _Snapshot:
 
 
 def _name(engine: Any) -> str:
-    return f"step_{engine.global_steps}"
+    return f"step_{engine.recparallel.progress}"
 
 
 def _snapshot(engine: Any, sampler: dict[str, Any]) -> _Snapshot:
@@ -148,7 +148,7 @@ def _snapshot(engine: Any, sampler: dict[str, Any]) -> _Snapshot:
         files[TRAINING] = _to_bytes(_counters(engine) | {"sampler": sampler})
     recommender = engine.module.recommender
     manifest = Manifest(
-        step=engine.global_steps,
+        step=engine.recparallel.progress,
         plan=engine.recparallel.plan,
         trunk=recommender.config.to_dict(),
         num_rows=recommender.num_items + 1,
@@ -231,8 +231,10 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
                 torch.load(source / _hook_file(ranks.number), map_location=engine.device, weights_only=False)
             )
         if engine.recparallel.replicas is not None:
-            same_cut = _in_plain_values(manifest.plan) == _in_plain_values(engine.recparallel.plan)
-            engine.recparallel.replicas.load_state_dict(_outer_state(source, ranks.number, same_cut=same_cut))
+            # A replica without a checkpoint of its own reads the first one's, and has left nothing out of exchanges yet.
+            same = source.parent == _folder_of(engine, folder)
+            same = same and _in_plain_values(manifest.plan) == _in_plain_values(engine.recparallel.plan)
+            engine.recparallel.replicas.load_state_dict(_outer_state(source, ranks.number, same=same))
         training: dict[str, Any] = torch.load(source / TRAINING, weights_only=True)
         return training
 
@@ -267,11 +269,12 @@ def load_weights(engine: Any, folder: Path) -> None:
 
 
 def _counters(engine: Any) -> dict[str, Any]:
-    """What the engine counts, the same on every rank."""
+    """What the engine counts, the same on every rank; replicas at their own pace go on by the training's clock."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
+    steps = engine.recparallel.progress
     return {
-        "global_steps": engine.global_steps,
-        "global_samples": engine.global_samples,
+        "global_steps": steps,
+        "global_samples": engine.global_samples + (steps - engine.global_steps) * engine.train_batch_size(),
         "skipped_steps": engine.skipped_steps,
         "scheduler": None if engine.lr_scheduler is None else engine.lr_scheduler.state_dict(),
         "groups": [
@@ -349,16 +352,16 @@ def _outer_file(rank: int | str) -> str:
     return f"outer_rank_{rank}.pt"
 
 
-def _outer_state(source: Path, rank: int, *, same_cut: bool) -> dict[str, Any] | None:
+def _outer_state(source: Path, rank: int, *, same: bool) -> dict[str, Any] | None:
     """What :meth:`Replicas.state_dict` gave: the outer optimizer's of all ranks, so that another cut finds its weights; of what is
     exchanged this rank's own."""
     files = sorted(source.glob(_outer_file("*")))
     parts = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
     if not parts:
         return None
-    own = parts[files.index(source / _outer_file(rank))]["exchange"] if same_cut else {}
+    exchange = parts[files.index(source / _outer_file(rank))]["exchange"] if same else {}
     outer = {name: kept for part in parts for name, kept in part["outer"].items()}
-    return {**parts[0], "outer": outer, "exchange": own}
+    return {**parts[0], "outer": outer, "exchange": exchange}
 
 
 def _hook_file(rank: int) -> str:

@@ -43,7 +43,7 @@ from recparallel.engines.moving import check_movable
 from recparallel.engines.packed_rows import Sample
 from recparallel.engines.pipeline import RecommenderPipeline
 from recparallel.engines.rebalancing import bind_rebalancing
-from recparallel.engines.replica import make_mode
+from recparallel.engines.replica_binding import make_mode
 from recparallel.engines.replica_world import divide_launch
 from recparallel.engines.seams import check_version
 from recparallel.engines.training_step import bind_training_step

@@ -11,7 +11,8 @@ from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.hook_state import HookState
 from recparallel.engines.lazy_rows import LazyRows
-from recparallel.engines.replica import Replicas, bind_replicas
+from recparallel.engines.replica import Replicas
+from recparallel.engines.replica_binding import bind_replicas, join_replicas
 from recparallel.engines.replica_world import ReplicaWorld
 from recparallel.engines.stage_bindings import bind_stage
 from recparallel.plan import ParallelPlan, Partition
@@ -55,10 +56,15 @@ class Handle(HookState):
 
     def join_replicas(self, world: ReplicaWorld) -> None:
         """Exchange with others from the next step on; collective over the replicas."""
-        self.replicas = Replicas(self.engine, world, self._section.data_parallel)
+        self.replicas = join_replicas(self.engine, world, self._section.data_parallel)
         bind_replicas(self.engine, self.replicas, self._bindings)
         assert self.plan is not None
         self.plan = self.plan.model_copy(update={"data_parallel": self.replicas.mode.name, "replicas": world.count})
+
+    @property
+    def progress(self) -> int:
+        """Steps of the training: the engine's, or, of replicas at their own pace, those of all of them by their number."""
+        return int(self.engine.global_steps) if self.replicas is None else self.replicas.progress
 
     def as_first(self, value: Any) -> Any:
         """What the first of replicas that train apart gives; collective. Without such replicas the value itself."""

@@ -6,11 +6,13 @@ from typing import Any
 
 from recparallel.config import RecParallelConfig
 from recparallel.data.batching import PackedLoader, WindowLoader, first_rows, packed_batch
+from recparallel.data.dealt_sampler import DealtSampler
 from recparallel.data.packing import Packs
 from recparallel.data.sampler import GlobalBatchSampler
 from recparallel.data.windows import Windows
 from recparallel.engines.packed_rows import Sample
 from recparallel.engines.places import data_parallel_place
+from recparallel.engines.replica_own_pace import OwnPaceReplicas
 
 _POSITIONS = 8
 """Dynamic lengths are multiples of it: fewer different shapes."""
@@ -42,19 +44,28 @@ def loader_of(engine: Any, rows: Any, section: RecParallelConfig, *, max_length:
         rows: windows of item ids.
     """
     packs = packs_of(rows, max_length=max_length, seed=section.seed) if section.lengths == "packed" else None
-    replica, count = data_parallel_place(engine)
-    sampler = GlobalBatchSampler(
-        len(rows if packs is None else packs),
-        micro_batch=engine.micro_batch_size,
-        num_micro_batches=engine.micro_batches,
-        num_replicas=count,
-        replica=replica,
-        seed=section.seed,
-    )
+    sampler = _sampler_of(engine, len(rows if packs is None else packs), section)
     if packs is not None:
         return PackedLoader(rows, packs, sampler, max_length=max_length)
     multiple = math.lcm(_POSITIONS, section.tensor if section.sequence_parallel else 1)
     return WindowLoader(rows, sampler, max_length=max_length, dynamic=section.lengths == "dynamic", multiple=multiple)
+
+
+def _sampler_of(engine: Any, num_rows: int, section: RecParallelConfig) -> GlobalBatchSampler:
+    replica, count = data_parallel_place(engine)
+    batches = {"micro_batch": engine.micro_batch_size, "num_micro_batches": engine.micro_batches}
+    common = {**batches, "num_replicas": count, "seed": section.seed}
+    replicas = engine.recparallel.replicas
+    if isinstance(replicas, OwnPaceReplicas):
+        return DealtSampler(
+            num_rows,
+            worlds=replicas.world.count,
+            deal=replicas.deal,
+            trained=lambda: replicas.progress,
+            replica=engine.grid.data_parallel_id,
+            **common,
+        )
+    return GlobalBatchSampler(num_rows, replica=replica, **common)
 
 
 def endless(loader: WindowLoader | PackedLoader) -> Iterator[Any]:

@@ -53,6 +53,8 @@ class WandbTracker:
             self.run.log({"move/share_saved": event.share_saved}, step=event.step)
         elif isinstance(event, ReplicaExchange):
             targets = {f"replicas/targets_{number}": count for number, count in enumerate(event.targets)}
+            targets |= {f"replicas/steps_{number}": count for number, count in enumerate(event.steps)}
+            targets["replicas/staleness"] = wandb.Histogram(event.staleness)
             costs = {name: getattr(event, name) for name in ("late", "wire_bytes", "dense_bytes", "seconds", "waited")}
             self.run.log({**targets, **{f"replicas/{name}": cost for name, cost in costs.items()}}, step=event.step)
 

@@ -1,6 +1,7 @@
 """Options of a training that do not depend on the task, and the config that they complete."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,8 @@ def check_arguments(train_args: TrainingArguments, output_dir: Path, least: Mapp
         best = output_dir / BEST
         for old in (pointer, best / POINTER, best / VALIDATIONS, output_dir / "metrics.json"):
             old.unlink(missing_ok=True)
+        for replica in pointer.parent.glob("replica_*"):
+            shutil.rmtree(replica)
 
 
 def first_given(*values: Any) -> Any:

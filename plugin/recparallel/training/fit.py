@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -39,6 +39,11 @@ class Pace:
         self.targets += replicas * sum(int((batch[1] != IGNORE).sum()) for batch in micro_batches)
         self.positions += replicas * sum(batch[0].numel() for batch in micro_batches)
 
+    def scaled(self, share: float) -> "Pace":
+        """Where replicas run at their own pace: what all did is ``share`` of what they would have done at this one's."""
+        scale = {name: round(share * getattr(self, name)) for name in ("sequences", "targets", "positions")}
+        return replace(self, **scale)
+
     def summary(self) -> dict[str, float | None]:
         """Rates, and the share of positions without a target (padding, and what a prompt asks with); None without a step."""
         return {
@@ -73,50 +78,57 @@ class Fit:
     watched: str = ""
 
     def run(self, total_steps: int) -> Pace:
-        """Train up to ``total_steps``."""
-        engine, sampler = self.engine, self.loader.sampler
-        pace = Pace()
-        bar = tqdm(
-            total=total_steps,
-            initial=engine.global_steps,
-            desc="train",
-            unit="step",
-            mininterval=0.5,
-            disable=RANK != 0,
-        )
+        """Train up to ``total_steps`` of the training's clock."""
+        engine, clock, pace = self.engine, self.engine.recparallel, Pace()
+        first, own = clock.progress, engine.global_steps
+        step = first
+        bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", mininterval=0.5, disable=RANK != 0)
         with bar:
-            while engine.global_steps < total_steps and not (self.best is not None and self.best.is_over):
+            while not self._is_over(step, total_steps):
                 for micro_batches in self.loader:
                     start = time.perf_counter()
                     loss = engine.train_batch(iter(micro_batches))
                     pace.add(time.perf_counter() - start, micro_batches, data_parallel_place(engine)[1])
-                    bar.update()
-                    bar.set_postfix(epoch=sampler.epoch, loss=f"{loss.item():.4f}")
-                    self._after_step()
-                    if engine.global_steps >= total_steps:
+                    before, step = step, clock.progress
+                    bar.update(step - before)
+                    bar.set_postfix(epoch=self.loader.sampler.epoch, loss=f"{loss.item():.4f}")
+                    self._after_step(before, step)
+                    if self._due(before, step, total_steps):
+                        self._validate(bar, step)
+                    if self._is_over(step, total_steps):
                         break
-                every, at_end = self.settings.eval_epochs, engine.global_steps >= total_steps
-                # At the end the test follows; only the best model must still be known.
-                due = self.best is not None if at_end else every and sampler.epoch % every == 0
-                if due:
-                    self._validate(bar)
-        return pace
+        return pace.scaled((step - first) / (engine.global_steps - own)) if step > first else pace
 
-    def _after_step(self) -> None:
-        step = self.engine.global_steps
-        if step % self.settings.logging_steps == 0:
+    def _is_over(self, step: int, total_steps: int) -> bool:
+        return step >= total_steps or (self.best is not None and self.best.is_over)
+
+    def _due(self, before: int, step: int, total_steps: int) -> bool:
+        """Whether validation is."""
+        if step >= total_steps:
+            return self.best is not None  # the test follows; only the best model must still be known
+        return _passes(self.settings.eval_epochs * self.loader.sampler.steps_per_epoch, before, step)
+
+    def _after_step(self, before: int, step: int) -> None:
+        own = self.engine.global_steps
+        if own % self.settings.logging_steps == 0:
             ranks = self.summary.gather()
             if self.tracker is not None:
-                self.tracker.log_ranks(ranks, step=step)
-        if self.settings.save_steps and step % self.settings.save_steps == 0:
+                self.tracker.log_ranks(ranks, step=own)
+        if _passes(self.settings.save_steps, before, step):
+            self.engine.recparallel.meet()  # until then some have read what is not counted yet
             self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
-    def _validate(self, bar: Any) -> None:
+    def _validate(self, bar: Any, step: int) -> None:
         metrics = self.engine.recparallel.as_first(self.validate(self.engine))
         if RANK == 0:
             told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            bar.write(f"epoch {self.loader.sampler.epoch}: valid {told}")
+            bar.write(f"epoch {step // self.loader.sampler.steps_per_epoch}: valid {told}")
         if self.tracker is not None:
             self.tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=self.engine.global_steps)
         if self.best is not None:
             self.best.judge(metrics[self.watched], self.loader.sampler.state_dict())
+
+
+def _passes(every: int, before: int, step: int) -> bool:
+    """Whether a multiple of ``every`` lies behind ``before`` and not behind ``step``; 0 has none."""
+    return bool(every) and step // every > before // every

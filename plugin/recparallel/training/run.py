@@ -150,6 +150,7 @@ def run(
         best = Best(engine, output_dir / BEST, patience, resume=train_args.resume) if patience else None
         fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, task.watched)
         pace = fit.run(total_steps)
+        engine.recparallel.meet()
         checkpointer.save(sampler=loader.sampler.state_dict())
         checkpointer.wait()
         if best is not None:
@@ -158,7 +159,7 @@ def run(
             **task.test(engine),
             **pace.summary(),
             "plan": engine.recparallel.plan.model_dump(mode="json"),
-            "steps": engine.global_steps,
+            "steps": engine.recparallel.progress,
             **({"best_step": best.step} if best is not None and best.step else {}),
         }
         if RANK == 0:

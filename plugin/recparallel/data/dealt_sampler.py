@@ -1,0 +1,55 @@
+"""Batches that are dealt out to replicas as they come for them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recparallel.data.sampler import GlobalBatchSampler
+
+
+class DealtSampler(GlobalBatchSampler):
+    """A replica's next batch is the one that no other has taken: a faster replica reads more of them.
+
+    A global batch has a part for every world of replicas; parts are dealt in order, so that an epoch has every row once,
+    whoever reads it. An epoch ends for a replica when its last part is taken.
+
+    Args:
+        worlds: of replicas that come for parts, each with ``num_replicas / worlds`` data-parallel ranks.
+        deal: gives the number of the next part of an epoch, from 0; the same on every rank of a world.
+        trained: steps of the training since the start, or since a state was loaded, counted alike in all worlds.
+        others: of :class:`GlobalBatchSampler`; ``replica`` is this rank's place among those of its own world.
+    """
+
+    def __init__(
+        self, num_rows: int, *, worlds: int, deal: Callable[[str], int], trained: Callable[[], int], **others: Any
+    ) -> None:
+        super().__init__(num_rows, **others)
+        self._worlds, self._deal, self._trained = worlds, deal, trained
+        self._loads = self._begun_at = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            super().set_epoch(epoch)
+            self._begun_at = epoch * self.steps_per_epoch - self._trained()
+
+    def __iter__(self) -> Iterator[list[NDArray[np.int64]]]:
+        epoch, first = self.epoch, self.step
+        rows, inside = self._epoch_rows(epoch), self.num_replicas // self._worlds
+        while self.epoch == epoch:
+            step, world = divmod(first * self._worlds + self._deal(f"{self._loads}/{epoch}"), self._worlds)
+            if step >= self.steps_per_epoch:
+                self.epoch, self.step = epoch + 1, 0
+                return
+            yield list(rows[step, world * inside + self.replica])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training is: what is dealt out, and not yet counted by all, is read again."""
+        epoch, step = divmod(self._begun_at + self._trained(), self.steps_per_epoch)
+        return {"epoch": epoch, "step": step, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._loads += 1
+        self._begun_at = self.epoch * self.steps_per_epoch + self.step - self._trained()

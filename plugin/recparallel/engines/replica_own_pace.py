@@ -1,0 +1,111 @@
+"""Replicas at their own pace: each exchanges at the end of its rounds, and trains on while the others come.
+
+There is one exchange at a time, to which every replica comes once; it is over when the last has come. A replica that has handed
+in its progress goes on, for as many rounds as the mode allows, and looks behind each step whether the mean has landed. Batches
+are dealt out by a counter in the launch's store, so that a fast replica reads more of them. The training's clock is what all
+replicas have trained on by the last landing: it moves alike on all of them, and by it they validate, save and end.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recparallel.config import DataParallelConfig
+from recparallel.data_parallel.mode import OwnPace
+from recparallel.engines.replica import Replicas
+from recparallel.engines.replica_exchange import Header, Mean
+from recparallel.engines.replica_world import ReplicaWorld
+
+
+class OwnPaceReplicas(Replicas):
+    """A replica of an :class:`OwnPace` mode."""
+
+    def __init__(self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: OwnPace) -> None:
+        super().__init__(engine, world, section, mode)
+        self._pace = mode
+        self._round = mode.local_steps
+        self._begin_at = 0  # steps of the training before this run, or part of one
+        self._landed = 0  # steps of all replicas since, as far as they have landed
+        self._targets = self._steps = self._stale = 0  # since progress left
+        self._seconds = 0.0
+
+    @property
+    def progress(self) -> int:
+        return self._begin_at + self._landed // self.world.count
+
+    def after_step(self, targets: int, seconds: float) -> None:
+        self._targets += targets
+        self._seconds += seconds
+        if self._flights:
+            self._stale += 1 + self._steps // self._round
+        self._steps += 1
+        if self._flights and (self._steps >= self._pace.staleness * self._round or self._arrived()):
+            self._land(0)
+        if not self._flights and self._steps >= self._round:
+            self._leave_now(meeting=False)
+            if not self._pace.staleness:
+                self._land(0)
+
+    def meet(self) -> None:
+        """Others may be amid their rounds, and come to further exchanges before they meet."""
+        if self._flights:
+            self._land(0)
+        while True:
+            self._leave_now(meeting=True)
+            if all(header.meeting for header in self._land(0).headers):
+                break
+
+    def as_first(self, value: Any) -> Any:
+        self.meet()  # some have handed in what others are still at
+        return super().as_first(value)
+
+    def deal(self, epoch: str) -> int:
+        """Number of the next batch of an epoch that nobody has taken yet, from 0; collective over this replica's world.
+
+        Args:
+            epoch: its name among all that are dealt out.
+        """
+        number = self.world.store.add(f"dealt/{epoch}", 1) - 1 if dist.get_rank() == 0 else 0
+        told = torch.tensor([number], device=self.engine.device)
+        dist.broadcast(told, 0)
+        return int(told)
+
+    def at_rest(self) -> None:
+        self._begin_at, self._landed = int(self.engine.global_steps), 0
+        self._targets = self._steps = self._stale = 0
+        self._seconds = 0.0
+
+    def _arrived(self) -> bool:
+        """Whether all ranks of this replica have the mean."""
+        arrived = torch.tensor([int(self._flights[0].mean.done())], device=self.engine.device)
+        dist.all_reduce(arrived, dist.ReduceOp.MIN)
+        return bool(arrived)
+
+    def _leave_now(self, *, meeting: bool) -> None:
+        steps = self._steps
+        own = Header(
+            self._targets,
+            steps,
+            self._seconds / steps if steps else 0.0,
+            self._stale / steps if steps else 0.0,
+            meeting,
+        )
+        self._targets = self._steps = self._stale = 0
+        self._seconds = 0.0
+        self._leave(0, own)
+
+    def _land(self, part: int) -> Mean:
+        mean = super()._land(part)
+        self._landed += sum(header.steps for header in mean.headers)
+        seconds = [header.seconds for header in mean.headers]
+        if min(seconds) > 0:  # one that has made no step tells no speed
+            self._round = self._pace.round_of(seconds, self.world.number)
+        self._follow_schedule()
+        return mean
+
+    def _follow_schedule(self) -> None:
+        """DeepSpeed's schedules go by the training's clock; others count this replica's steps."""
+        scheduler = self.engine.lr_scheduler
+        if hasattr(scheduler, "last_batch_iteration"):
+            scheduler.last_batch_iteration = self.progress + self._steps - 1

@@ -41,6 +41,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark("sasrec", "benchmarks.sasrec", "NDCG@10 on MovieLens-1M over time, beside pmixer/SASRec.pytorch"),
         Benchmark("click", "benchmarks.click", "the click task of TALLRec's movies, with a trunk trained from scratch"),
+        Benchmark(
+            "async", "benchmarks.asynchrony", "replicas that exchange in every step, now and then, at their own pace"
+        ),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(
             "learning", "benchmarks.learning", "the loss after as many samples and after as long, with codecs and dense"

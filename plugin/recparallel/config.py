@@ -158,6 +158,31 @@ class CompressionConfig(_Section):
         return dict(self.model_extra or {})
 
 
+class GateConfig(_Section):
+    """Leave a mode of data parallelism where recommendations become worse.
+
+    Attributes:
+        margin: a validation that is lower than the best before it by more than this share of it is too low.
+        fall_back: the mode to go on with, and its options, as in :class:`DataParallelConfig`; by default all replicas average
+            behind every step.
+    """
+
+    margin: float = Field(default=0.05, gt=0.0, lt=1.0)
+    fall_back: dict[str, Any] = {"mode": "local_sgd", "local_steps": 1}
+
+    @field_validator("fall_back")
+    @classmethod
+    def _is_a_mode(cls, given: dict[str, Any]) -> dict[str, Any]:
+        beside = sorted({"replicas", "timeout_s", "gate"} & given.keys())
+        if beside:
+            raise ValueError(f"{', '.join(beside)} stay what they are; give a mode and its options")
+        if not DataParallelConfig(**given).apart:
+            raise ValueError(
+                "replicas stay worlds of their own; local_sgd with local_steps 1 averages behind every step"
+            )
+        return given
+
+
 class DataParallelConfig(_Section):
     """When replicas exchange what they have learned.
 
@@ -170,6 +195,7 @@ class DataParallelConfig(_Section):
         compression: of what replicas exchange: a codec, as in ``recparallel.compression``, which is that of the gradients inside a
             replica.
         timeout_s: after which a replica that does not come to an exchange is an error.
+        gate: leave the mode where recommendations become worse.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -178,6 +204,7 @@ class DataParallelConfig(_Section):
     replicas: int | None = Field(default=None, ge=1, strict=True)
     compression: CompressionConfig | None = None
     timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    gate: GateConfig | None = None
 
     @field_validator("mode")
     @classmethod
@@ -197,6 +224,15 @@ class DataParallelConfig(_Section):
         if self.mode == SYNCHRONOUS and given:
             raise ValueError(f"{', '.join(given)} beside mode {SYNCHRONOUS!r}, whose replicas share one world")
         return self
+
+    def changed(self, to: dict[str, Any]) -> "DataParallelConfig":
+        """The same replicas in another mode.
+
+        Args:
+            to: the mode, its options, and ``compression`` if that changes.
+        """
+        own = {"replicas": self.replicas, "timeout_s": self.timeout_s, "compression": self.compression}
+        return DataParallelConfig(**{**own, **to})
 
     @property
     def apart(self) -> bool:

@@ -163,8 +163,27 @@ class ReplicaExchange:
     staleness: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class FellBack:
+    """Recommendations had become worse behind step ``step``: ``value``, where ``best`` had been reached. Replicas, so far in mode
+    ``before``, exchange by ``now`` from here on."""
+
+    step: int
+    value: float
+    best: float
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: validation fell to {self.value:.4f} from {self.best:.4f}; replicas fall back from "
+            f"{self.before!r} to {self.now!r}"
+        )
+
+
 Event = (
     ReplicaExchange
+    | FellBack
     | Phase
     | Transfer
     | Exchange

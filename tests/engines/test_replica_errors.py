@@ -25,6 +25,14 @@ LOCAL = {"mode": "local_sgd", "local_steps": 2}
         ({"mode": "local_sgd", "replicas": 0}, "data_parallel.replicas.*greater than or equal to 1"),
         ({"mode": "local_sgd", "timeout_s": 0}, "data_parallel.timeout_s"),
         ({"mode": "local_sgd", "compression": "int9"}, "unknown codec 'int9'"),
+        ({"mode": "synchronous", "gate": {}}, "gate beside mode 'synchronous'"),
+        ({"mode": "local_sgd", "gate": {"margin": 0}}, "gate.margin.*greater than 0"),
+        ({"mode": "local_sgd", "gate": {"fall_back": {"mode": "diloko"}}}, "unknown data-parallel mode 'diloko'"),
+        ({"mode": "local_sgd", "gate": {"fall_back": {"mode": "synchronous"}}}, "local_steps 1 averages behind every"),
+        (
+            {"mode": "local_sgd", "gate": {"fall_back": {"mode": "diloco", "replicas": 2}}},
+            "replicas stay what they are",
+        ),
     ],
 )
 def test_a_section_that_cannot_be(section, message):
@@ -50,6 +58,15 @@ def test_a_section_that_cannot_be(section, message):
         ({"mode": "diloco", "outer_learning_rate": "0.7"}, "outer_learning_rate must be a number"),
         ({"mode": "diloco", "outer_momentum": 1.0}, "outer_momentum must be a number of at least 0 and below 1"),
         ({"mode": "diloco", "local_steps": 4, "fragments": 5}, "at most local_steps"),
+        ({"mode": "bounded_staleness", "staleness": -1}, "staleness must be a whole number of at least 0, got -1"),
+        ({"mode": "bounded_staleness", "local_steps": 0}, "local_steps must be a whole number of at least 1, got 0"),
+        ({"mode": "bounded_staleness", "discount": -0.5}, "discount must be a number of at least 0"),
+        ({"mode": "bounded_staleness", "momentum_every": 0}, "momentum_every must be a whole number of at least 1"),
+        (
+            {"mode": "bounded_staleness", "outer_momentum": 1},
+            "outer_momentum must be a number of at least 0 and below 1",
+        ),
+        ({"mode": "bounded_staleness", "match_speed": 2}, "match_speed is true or false, got 2"),
         ({"mode": "diloco", "local_steps": 4, "overlap": 5}, "at most local_steps"),
     ],
 )

@@ -17,6 +17,8 @@ SOURCES = sorted(Path(engines.__path__[0]).glob("*.py"))
 
 OWN_ATTRIBUTES = {
     # Handle, Bindings
+    "_join",
+    "_joined",
     "_bindings",
     "_before",
     "_wire",
@@ -154,7 +156,18 @@ OWN_ATTRIBUTES = {
     "_leave",
     "_left_at",
     "_left_with",
-    "_named",
+    "_clock",
+    "_average",
+    "_mode",
+    # LockstepReplicas, OwnPaceReplicas
+    "_when",
+    "_land_all",
+    "_leave_now",
+    "_pace",
+    "_round",
+    "_landed",
+    "_arrived",
+    "_follow_schedule",
     "_outer",
     "_step_outer",
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recparallel.data_parallel.delayed_nesterov import DelayedNesterov
 from recparallel.data_parallel.mode import OwnPace, check_number
+from recparallel.errors import ConfigError
 
 
 class BoundedStaleness(OwnPace):
@@ -51,8 +52,10 @@ class BoundedStaleness(OwnPace):
         check_number(outer_learning_rate, "bounded_staleness: outer_learning_rate", least=0)
         check_number(outer_momentum, "bounded_staleness: outer_momentum", least=0, below=1)
         check_number(momentum_every, "bounded_staleness: momentum_every", least=1, whole=True)
+        if not isinstance(match_speed, bool):
+            raise ConfigError(f"bounded_staleness: match_speed is true or false, got {match_speed!r}")
         self.staleness, self.local_steps = staleness, local_steps
-        self._match, self._discount = bool(match_speed), discount
+        self._match, self._discount = match_speed, discount
         self._rate, self._momentum, self._period = outer_learning_rate, outer_momentum, momentum_every
 
     def round_of(self, seconds: Sequence[float], number: int) -> int:

@@ -135,6 +135,8 @@ def initialize(
     world = None
     if (apart := section.data_parallel).apart:
         make_mode(apart)
+        if apart.gate is not None:
+            make_mode(apart.changed(apart.gate.fall_back))
         check_codec(apart.compression)
         world = divide_launch(section.worlds(_world_size()), timeout_s=apart.timeout_s)
         deepspeed_config = _of_one_world(deepspeed_config, world.count)

@@ -6,7 +6,7 @@ from typing import Any
 
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
-from recparallel.config import RecParallelConfig
+from recparallel.config import DataParallelConfig, RecParallelConfig
 from recparallel.data_parallel.hook import BoundHook
 from recparallel.engines.bindings import Bindings
 from recparallel.engines.hook_state import HookState
@@ -15,6 +15,7 @@ from recparallel.engines.replica import Replicas
 from recparallel.engines.replica_binding import bind_replicas, join_replicas
 from recparallel.engines.replica_world import ReplicaWorld
 from recparallel.engines.stage_bindings import bind_stage
+from recparallel.errors import ConfigError
 from recparallel.plan import ParallelPlan, Partition
 
 
@@ -35,6 +36,7 @@ class Handle(HookState):
     plan: ParallelPlan | None = None
     replicas: Replicas | None = None
     writing: Callable[[], bool] = staticmethod(lambda: False)
+    _joined: int = 0
 
     def __init__(
         self,
@@ -56,8 +58,29 @@ class Handle(HookState):
 
     def join_replicas(self, world: ReplicaWorld) -> None:
         """Exchange with others from the next step on; collective over the replicas."""
-        self.replicas = join_replicas(self.engine, world, self._section.data_parallel)
-        bind_replicas(self.engine, self.replicas, self._bindings)
+        self._join(world, self._section.data_parallel)
+        bind_replicas(self.engine, self._bindings)
+
+    def change_mode(self, to: dict[str, Any]) -> None:
+        """Let replicas that train apart exchange in another mode from now on; collective. Momentum of the outer optimizer, and
+        what a codec has left out, begin anew.
+
+        Args:
+            to: the mode and its options, as in the section ``data_parallel``.
+
+        Raises:
+            ConfigError: there are no such replicas, or the mode does not take these options.
+        """
+        if self.replicas is None:
+            raise ConfigError("recparallel.data_parallel: replicas of one world have no other mode to change to")
+        self.meet()
+        before = self.replicas
+        self._join(before.world, before.section.changed(to))
+        before.close()
+
+    def _join(self, world: ReplicaWorld, section: DataParallelConfig) -> None:
+        self._joined += 1
+        self.replicas = join_replicas(self.engine, world, section, clock=self.progress, name=f"outer {self._joined}")
         assert self.plan is not None
         self.plan = self.plan.model_copy(update={"data_parallel": self.replicas.mode.name, "replicas": world.count})
 

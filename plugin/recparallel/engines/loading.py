@@ -60,8 +60,10 @@ def _sampler_of(engine: Any, num_rows: int, section: RecParallelConfig) -> Globa
         return DealtSampler(
             num_rows,
             worlds=replicas.world.count,
-            deal=replicas.deal,
-            trained=lambda: replicas.progress,
+            deal=lambda epoch: engine.recparallel.replicas.deal(
+                epoch
+            ),  # the mode, and with it the replicas, may change
+            trained=lambda: engine.recparallel.progress,
             replica=engine.grid.data_parallel_id,
             **common,
         )

@@ -49,6 +49,8 @@ class Replicas(ABC):
         world: its place.
         section: of the config.
         mode: that the section names.
+        clock: steps of the training so far.
+        name: of the outer group.
         fragments: into which the layers are dealt.
 
     Raises:
@@ -56,23 +58,32 @@ class Replicas(ABC):
     """
 
     def __init__(
-        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: Mode, *, fragments: int = 1
+        self,
+        engine: Any,
+        world: ReplicaWorld,
+        section: DataParallelConfig,
+        mode: Mode,
+        *,
+        clock: int,
+        name: str,
+        fragments: int = 1,
     ) -> None:
-        self.engine, self.world, self.mode, self._section = engine, world, mode, section
+        self.engine, self.world, self.mode, self.section = engine, world, mode, section
+        self._clock, self._own = clock, int(engine.global_steps)
         layers, weights = layers_of_weights(engine), read_weights(engine)
         self._fragments: list[dict[int, list[str]]] = [{} for _ in range(fragments)]
-        for name in sorted(weights):
-            self._fragments[layers[name] % fragments].setdefault(layers[name], []).append(name)
-        self.common = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
+        for weight in sorted(weights):
+            self._fragments[layers[weight] % fragments].setdefault(layers[weight], []).append(weight)
+        self.common = {weight: torch.nn.Parameter(value.clone()) for weight, value in weights.items()}
         self._outer = mode.outer_optimizer(self.common.values())
         self._flights: dict[int, _Flight] = {}
-        self._exchange = OuterExchange(world, section.compression, mode)
+        self._exchange = OuterExchange(world, section.compression, mode, name=name)
         self._check_same()
 
     @property
     def progress(self) -> int:
         """Steps of the training, the same number on every replica whenever it changes what they do."""
-        return int(self.engine.global_steps)
+        return self._clock + int(self.engine.global_steps) - self._own
 
     @abstractmethod
     def after_step(self, targets: int, seconds: float) -> None:
@@ -131,9 +142,20 @@ class Replicas(ABC):
                     state["hook"],
                 )
 
-    @abstractmethod
     def at_rest(self) -> None:
-        """All replicas have the same weights and counters, and nothing has been learned since."""
+        """All replicas have been given the same weights and counters, and nothing has been learned since."""
+        self._clock = self._own = int(self.engine.global_steps)
+
+    def deal(self, epoch: str) -> int:
+        """Number of the next batch of an epoch that nobody has taken yet, from 0; collective over this replica's world.
+
+        Args:
+            epoch: its name among all that are dealt out.
+        """
+        number = self.world.store.add(f"dealt/{epoch}", 1) - 1 if dist.get_rank() == 0 else 0
+        told = torch.tensor([number], device=self.engine.device)
+        dist.broadcast(told, 0)
+        return int(told)
 
     def close(self) -> None:
         """Nothing is exchanged any more."""
@@ -212,7 +234,7 @@ class Replicas(ABC):
         for name in sorted(self.common):
             digest.update(self.common[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         own = (
-            self._section.model_dump_json(),
+            self.section.model_dump_json(),
             f"cut {list(self.engine.recparallel.plan.partition.bounds)}",
             {name: list(weight.shape) for name, weight in self.common.items()},
             f"other initial weights (their digest is {digest.hexdigest()[:12]})",

@@ -34,8 +34,12 @@ def make_mode(section: DataParallelConfig) -> Mode:
     return made
 
 
-def join_replicas(engine: Any, world: ReplicaWorld, section: DataParallelConfig) -> Replicas:
+def join_replicas(engine: Any, world: ReplicaWorld, section: DataParallelConfig, *, clock: int, name: str) -> Replicas:
     """Begin as one of them; collective over the replicas.
+
+    Args:
+        clock: steps of the training so far, which may be others than this replica's own.
+        name: of the outer group.
 
     Raises:
         ConfigError: the mode's options are wrong.
@@ -43,12 +47,12 @@ def join_replicas(engine: Any, world: ReplicaWorld, section: DataParallelConfig)
     """
     mode = make_mode(section)
     if isinstance(mode, OwnPace):
-        return OwnPaceReplicas(engine, world, section, mode)
+        return OwnPaceReplicas(engine, world, section, mode, clock=clock, name=name)
     assert isinstance(mode, Lockstep), mode
-    return LockstepReplicas(engine, world, section, mode)
+    return LockstepReplicas(engine, world, section, mode, clock=clock, name=name)
 
 
-def bind_replicas(engine: Any, replicas: Replicas, bindings: Bindings) -> None:
+def bind_replicas(engine: Any, bindings: Bindings) -> None:
     """Let replicas exchange behind the steps of ``engine``."""
     original: Callable[..., Tensor] = engine.train_batch
 
@@ -64,8 +68,8 @@ def bind_replicas(engine: Any, replicas: Replicas, bindings: Bindings) -> None:
         # Every rank of a last stage has labels of its own; tensor ranks, which would have the same, are refused.
         counted = given is not None and engine.is_last_stage()
         targets = sum(int((batch[1] != IGNORE).sum()) for batch in given or []) if counted else 0
-        replicas.after_step(targets, time.perf_counter() - start)
+        engine.recparallel.replicas.after_step(targets, time.perf_counter() - start)
         return loss
 
     bindings.bind(engine, "train_batch", train_batch)
-    bindings.on_remove(replicas.close)
+    bindings.on_remove(lambda: engine.recparallel.replicas.close())

@@ -67,16 +67,17 @@ class OuterExchange:
         world: this rank's place.
         compression: the codec.
         mode: weighs the replicas.
+        name: of the group.
 
     Attributes:
         hook: averages.
     """
 
-    def __init__(self, world: ReplicaWorld, compression: CompressionConfig | None, mode: Mode) -> None:
+    def __init__(self, world: ReplicaWorld, compression: CompressionConfig | None, mode: Mode, *, name: str) -> None:
         self._world, self._mode = world, mode
         self._thread = ThreadPoolExecutor(1, "replicas")
         with self.named("before the first step"):
-            self._group = outer_group(world, "outer")
+            self._group = outer_group(world, name)
         hook = configured_hook(compression, self._group)
         self.hook = dense_hook(self._group) if hook is None else hook
 

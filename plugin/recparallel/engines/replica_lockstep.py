@@ -12,19 +12,21 @@ from recparallel.engines.replica_world import ReplicaWorld
 class LockstepReplicas(Replicas):
     """A replica of a :class:`Lockstep` mode."""
 
-    def __init__(self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: Lockstep) -> None:
-        super().__init__(engine, world, section, mode, fragments=mode.fragments)
+    def __init__(
+        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: Lockstep, *, clock: int, name: str
+    ) -> None:
+        super().__init__(engine, world, section, mode, clock=clock, name=name, fragments=mode.fragments)
         self._when = mode
         self._targets = 0
         self._left_with: dict[int, int] = {}
-        self._left_at: dict[int, int] = {}
+        self._left_at = dict.fromkeys(range(mode.fragments), clock)
 
     def after_step(self, targets: int, seconds: float) -> None:
-        step = self.engine.global_steps
+        own = self.engine.global_steps
         self._targets += targets
-        for part in [part for part, flight in self._flights.items() if step - flight.step >= self._when.delay]:
+        for part in [part for part, flight in self._flights.items() if own - flight.step >= self._when.delay]:
             self._land(part)
-        for part in self._when.leaving(step):
+        for part in self._when.leaving(self.progress):
             self._leave_now(part)
         if not self._when.delay:
             self._land_all()
@@ -32,7 +34,7 @@ class LockstepReplicas(Replicas):
     def meet(self) -> None:
         self._land_all()
         for part in range(len(self._fragments)):
-            if self._left_at.get(part) != self.engine.global_steps:
+            if self._left_at[part] != self.progress:
                 self._leave_now(part)
         self._land_all()
 
@@ -42,14 +44,15 @@ class LockstepReplicas(Replicas):
         self._targets = 0
 
     def at_rest(self) -> None:
-        self._left_at = dict.fromkeys(range(len(self._fragments)), self.engine.global_steps)
+        super().at_rest()
+        self._left_at = dict.fromkeys(range(len(self._fragments)), self.progress)
 
     def _land_all(self) -> None:
         for part in list(self._flights):
             self._land(part)
 
     def _leave_now(self, part: int) -> None:
-        step = self.engine.global_steps
-        own = Header(self._targets - self._left_with.get(part, 0), step - self._left_at.get(part, 0))
+        step = self.progress
+        own = Header(self._targets - self._left_with.get(part, 0), step - self._left_at[part])
         self._left_with[part], self._left_at[part] = self._targets, step
         self._leave(part, own)

@@ -21,18 +21,19 @@ from recparallel.engines.replica_world import ReplicaWorld
 class OwnPaceReplicas(Replicas):
     """A replica of an :class:`OwnPace` mode."""
 
-    def __init__(self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: OwnPace) -> None:
-        super().__init__(engine, world, section, mode)
+    def __init__(
+        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: OwnPace, *, clock: int, name: str
+    ) -> None:
+        super().__init__(engine, world, section, mode, clock=clock, name=name)
         self._pace = mode
         self._round = mode.local_steps
-        self._begin_at = 0  # steps of the training before this run, or part of one
-        self._landed = 0  # steps of all replicas since, as far as they have landed
+        self._landed = 0  # steps of all replicas, as far as they have landed
         self._targets = self._steps = self._stale = 0  # since progress left
         self._seconds = 0.0
 
     @property
     def progress(self) -> int:
-        return self._begin_at + self._landed // self.world.count
+        return self._clock + self._landed // self.world.count
 
     def after_step(self, targets: int, seconds: float) -> None:
         self._targets += targets
@@ -60,19 +61,9 @@ class OwnPaceReplicas(Replicas):
         self.meet()  # some have handed in what others are still at
         return super().as_first(value)
 
-    def deal(self, epoch: str) -> int:
-        """Number of the next batch of an epoch that nobody has taken yet, from 0; collective over this replica's world.
-
-        Args:
-            epoch: its name among all that are dealt out.
-        """
-        number = self.world.store.add(f"dealt/{epoch}", 1) - 1 if dist.get_rank() == 0 else 0
-        told = torch.tensor([number], device=self.engine.device)
-        dist.broadcast(told, 0)
-        return int(told)
-
     def at_rest(self) -> None:
-        self._begin_at, self._landed = int(self.engine.global_steps), 0
+        super().at_rest()
+        self._landed = 0
         self._targets = self._steps = self._stale = 0
         self._seconds = 0.0
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import wandb
 
-from recparallel.events import Event, ExchangeChoice, ExchangeLook, Move, MoveOutcome, ReplicaExchange, StepDone
+from recparallel.events import (
+    Event,
+    ExchangeChoice,
+    ExchangeLook,
+    FellBack,
+    Move,
+    MoveOutcome,
+    ReplicaExchange,
+    StepDone,
+)
 
 _CHOICES = ["behind step", "elements", "way", "predicted seconds", "measured seconds"]
 
@@ -51,6 +60,8 @@ class WandbTracker:
             self.run.log({**moved, "move/note": str(event)}, step=event.step)
         elif isinstance(event, MoveOutcome):
             self.run.log({"move/share_saved": event.share_saved}, step=event.step)
+        elif isinstance(event, FellBack):
+            self.run.log({"replicas/fell_back": str(event)}, step=self._step)
         elif isinstance(event, ReplicaExchange):
             targets = {f"replicas/targets_{number}": count for number, count in enumerate(event.targets)}
             targets |= {f"replicas/steps_{number}": count for number, count in enumerate(event.steps)}

@@ -20,6 +20,9 @@ BEST = "best"
 VALIDATIONS = "validation.json"
 """There: steps and values of all validations."""
 
+GATE = "gate.json"
+"""In an output folder: what the gate of a data-parallel mode has seen."""
+
 
 @dataclass
 class TrainingArguments:
@@ -97,7 +100,7 @@ def check_arguments(train_args: TrainingArguments, output_dir: Path, least: Mapp
         )
     if train_args.overwrite_output_dir and RANK == 0:
         best = output_dir / BEST
-        for old in (pointer, best / POINTER, best / VALIDATIONS, output_dir / "metrics.json"):
+        for old in (pointer, best / POINTER, best / VALIDATIONS, output_dir / "metrics.json", output_dir / GATE):
             old.unlink(missing_ok=True)
         for replica in pointer.parent.glob("replica_*"):
             shutil.rmtree(replica)

@@ -14,6 +14,7 @@ from recparallel.engines.places import data_parallel_place
 from recparallel.engines.step_summary import StepSummary
 from recparallel.training.arguments import RANK, TrainingArguments
 from recparallel.training.best import Best
+from recparallel.training.gate import Gate
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Fit:
         tracker: of rank 0 alone; None logs nothing.
         summary: of what steps cost.
         best: keeps the best model by the metric ``watched``, and says when to end; None keeps none.
+        gate: leaves the mode of data parallelism where that metric falls; None watches nothing.
     """
 
     engine: Any
@@ -75,6 +77,7 @@ class Fit:
     tracker: Any
     summary: StepSummary
     best: Best | None = None
+    gate: Gate | None = None
     watched: str = ""
 
     def run(self, total_steps: int) -> Pace:
@@ -125,6 +128,8 @@ class Fit:
             bar.write(f"epoch {step // self.loader.sampler.steps_per_epoch}: valid {told}")
         if self.tracker is not None:
             self.tracker.log({f"valid/{name}": value for name, value in metrics.items()}, step=self.engine.global_steps)
+        if self.gate is not None:
+            self.gate.judge(metrics[self.watched])
         if self.best is not None:
             self.best.judge(metrics[self.watched], self.loader.sampler.state_dict())
 

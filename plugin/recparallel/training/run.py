@@ -22,6 +22,7 @@ from recparallel.plan import ParallelPlan
 from recparallel.training.arguments import BEST, RANK, TrainingArguments, batch_size, complete_config, first_given
 from recparallel.training.best import Best
 from recparallel.training.fit import Fit
+from recparallel.training.gate import Gate
 from recparallel.training.output import LossFile, make_tracker, tell_decisions
 
 
@@ -90,6 +91,8 @@ def set_up(train_args: TrainingArguments, card: Card | None, output_dir: Path, *
             f"--early_stopping_patience {train_args.early_stopping_patience} does not run with recparallel.data_parallel.mode "
             f"{section.data_parallel.mode!r} yet; use 0, or 'synchronous'"
         )
+    if section.data_parallel.gate is not None and not train_args.eval_epochs:
+        raise ConfigError("recparallel.data_parallel.gate compares validations, and --eval_epochs 0 makes none")
     stored = None
     if train_args.resume:
         stored = check_resumable(
@@ -148,7 +151,9 @@ def run(
         checkpointer = Checkpointer(engine, checkpoints)
         patience = train_args.early_stopping_patience
         best = Best(engine, output_dir / BEST, patience, resume=train_args.resume) if patience else None
-        fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, task.watched)
+        gate_config = setup.section.data_parallel.gate
+        gate = None if gate_config is None else Gate(engine, gate_config, output_dir, resume=train_args.resume)
+        fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, gate, task.watched)
         pace = fit.run(total_steps)
         engine.recparallel.meet()
         checkpointer.save(sampler=loader.sampler.state_dict())

@@ -165,6 +165,7 @@ OWN_ATTRIBUTES = {
     "_leave_now",
     "_pace",
     "_round",
+    "_stale",
     "_landed",
     "_arrived",
     "_follow_schedule",

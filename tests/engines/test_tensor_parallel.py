@@ -21,10 +21,11 @@ over many. Gemma 2 scales its vectors by the root of their width, and has twice 
 STEPS = 10
 PLANS = {"TP 2": (2, 1, 2), "PP 2": (2, 2, 1), "TP 2 x PP 2": (4, 2, 2), "TP 2 x PP 2 x DP 2": (8, 2, 2)}
 """Processes, stages, tensor ranks."""
+TWO_REPLICAS = {"TP 2 x DP 2": (4, 1, 2)}
 
 
 def planned(plan, **options):
-    processes, stages, tensor = PLANS[plan]
+    processes, stages, tensor = (PLANS | TWO_REPLICAS)[plan]
     return processes, Run(stages=stages, tensor=tensor, **options)
 
 
@@ -40,10 +41,8 @@ def trained(run):
 @pytest.mark.parametrize(
     ("plan", "family"),
     [
-        # Eight processes take their time on two cores: two families every time, the others among the slow tests.
-        pytest.param(
-            plan, family, marks=[pytest.mark.slow] if PLANS[plan][0] == 8 and family not in ("llama", "opt") else []
-        )
+        # Eight processes take their time on two cores: one family every time, the others among the slow tests.
+        pytest.param(plan, family, marks=[pytest.mark.slow] if PLANS[plan][0] == 8 and family != "llama" else [])
         for plan in PLANS
         for family in FAMILIES
     ],
@@ -83,12 +82,12 @@ def test_every_loss_runs_over_shares_of_the_catalogue(pools, loss, tied):
     _agree(pools, "TP 2 x PP 2", loss=loss, tied=tied, steps=4)
 
 
-@pytest.mark.parametrize("plan", ["TP 2", "TP 2 x PP 2 x DP 2"])
+@pytest.mark.parametrize("plan", ["TP 2", "TP 2 x DP 2", pytest.param("TP 2 x PP 2 x DP 2", marks=pytest.mark.slow)])
 def test_zero_1(pools, plan):
     _agree(pools, plan, zero=1, steps=4, family="qwen3, one key head")
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "eager_1f1b"])
+@pytest.mark.parametrize("schedule", [pytest.param("1f1b", marks=pytest.mark.slow), "eager_1f1b"])
 def test_both_schedules_and_a_hook(pools, schedule):
     _agree(pools, "TP 2 x PP 2 x DP 2", steps=4, schedule=schedule, compression={"codec": "none"})
 

@@ -90,8 +90,11 @@ def divide_launch(count: int, *, timeout_s: float) -> ReplicaWorld:
     timeout, size = timedelta(seconds=timeout_s), world_size // count
     number, inner = divmod(rank, size)
     # Nobody waits for all here: who comes too late is found out by the first exchange.
+    hosted = (
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", "") == "True"
+    )  # torchrun's agent has a store at this address
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        address, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+        address, port, world_size, is_master=rank == 0 and not hosted, timeout=timeout, wait_for_workers=False
     )
     key = f"replica {number}"
     if inner == 0:

@@ -35,14 +35,14 @@ COLUMNS = (
     "steps by rank",
     "staleness",
 )
-_LOCAL = 4
+_LOCAL = 16
 _INT8 = {"compression": "int8"}
 WAYS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "torch DDP": ("ddp", None),
     "synchronous, auto": ("ddp auto of ours", None),
     "local_sgd": ("", {"mode": "local_sgd", "local_steps": _LOCAL}),
-    "delayed": ("", {"mode": "delayed", "delay": 2, "local_steps": _LOCAL}),
-    "diloco, int8": ("", {"mode": "diloco", "local_steps": _LOCAL, "overlap": 2, **_INT8}),
+    "delayed": ("", {"mode": "delayed", "delay": 4, "local_steps": _LOCAL}),
+    "diloco, int8": ("", {"mode": "diloco", "local_steps": _LOCAL, "overlap": 4, **_INT8}),
     "bounded_staleness": ("", {"mode": "bounded_staleness", "local_steps": _LOCAL}),
     "bounded_staleness, int8": ("", {"mode": "bounded_staleness", "local_steps": _LOCAL, **_INT8}),
     "no exchange": ("", {}),
@@ -53,7 +53,7 @@ BASE, CONTROL, BOUND = "torch DDP", "torch DDP (control)", "no exchange"
 _WORKLOAD = "head"
 _SETTING = Setting(16, "bf16")
 """With which every side computes the fastest on this workload, by the probes of ``compression``."""
-_SECONDS, _TIMEOUT = 40.0, 900.0
+_SECONDS, _TIMEOUT = 90.0, 900.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(options: Options) -> int:
     specs = options.clusters or tuple(CLUSTERS[name] for name in ("mixed", "flat")[: 1 if options.quick else 2])
     rounds, seconds = (1, 5.0) if options.quick else (options.rounds or 3, _SECONDS)
     ways = {name: way for name, way in WAYS.items() if not options.sides or name in (BASE, BOUND, *options.sides)}
-    minutes = len(specs) * (len(ways) + 1) * rounds * (seconds + 90) / 60
+    minutes = len(specs) * (len(ways) + 1) * rounds * (2 * seconds + 90) / 60
     console.print(f"expected duration: {minutes:.0f} minutes")
     results = Results(benchmark="async", environment=capture_environment(options.command, emulated=not options.local))
     lines: list[tuple[str, ...]] = []

@@ -33,8 +33,9 @@ class Order:
     Attributes:
         job: workload and setting, as JSON; its side where ``mode`` is None.
         mode: the section ``data_parallel``; ``{}`` exchanges nothing.
-        seconds: to measure for, at least.
-        rounds_of: steps behind which replicas that wait for each other may end.
+        seconds: to measure for, about.
+        rounds_of: steps of a round; replicas that wait for each other make whole rounds, so many as the one before takes to fill
+            the time.
     """
 
     job: dict[str, Any]
@@ -62,14 +63,14 @@ def _synchronous(job: Job, order: Order) -> dict[str, Any]:
     share = job.spec.global_batch // dist.get_world_size()
     numbers = iter(range(10**6))
 
-    def all_done(done: bool) -> bool:
-        told = torch.tensor([int(done)])
-        dist.broadcast(told, 0)
-        return bool(told)
+    def step() -> None:
+        trainer.step(next(numbers))
 
-    trainer.step(next(numbers))  # builds what is built late
+    step()  # builds what is built late
     dist.barrier()
-    report = _measured(lambda: trainer.step(next(numbers)), share, order, all_done, every=1)
+    count = torch.tensor([_count(step, 1, order)])
+    dist.broadcast(count, 0)
+    report = _measured(step, share, lambda steps, _: steps == int(count))
     dist.destroy_process_group()
     return report
 
@@ -79,31 +80,26 @@ def _apart(job: Job, order: Order) -> dict[str, Any]:
     config = config_of(job, num_replicas=_world_size())
     mode = order.mode or {"mode": "local_sgd", "local_steps": 10**6}
     config["recparallel"] = {"stages": 1, "attention": "fastest", "data_parallel": mode}
-    share = job.spec.global_batch // _world_size()
-    sample = micro_batches(job.spec, 0, micro_batch=job.setting.micro_batch, replica=0, num_replicas=_world_size())[0]
+    shares = {"micro_batch": job.setting.micro_batch, "num_replicas": _world_size()}
+    sample = micro_batches(job.spec, 0, replica=0, **shares)[0]
     engine, *_ = recparallel.initialize(model=job.spec.recommender(), config=config, sample=sample)
     replicas = engine.recparallel.replicas
     numbers = iter(range(10**6))
 
     def step() -> None:
-        number = next(numbers)
-        own = micro_batches(
-            job.spec,
-            number,
-            micro_batch=job.setting.micro_batch,
-            replica=replicas.world.number,
-            num_replicas=replicas.world.count,
-        )
-        engine.train_batch(iter(own))
+        engine.train_batch(iter(micro_batches(job.spec, next(numbers), replica=replicas.world.number, **shares)))
 
-    waits = bool(order.mode) and order.mode["mode"] != "bounded_staleness"
-    for _ in range(order.rounds_of if order.mode else 1):
-        step()
-    replicas.as_first(None)
+    step()
+    in_lockstep = bool(order.mode) and order.mode["mode"] != "bounded_staleness"
+    count = _count(step, order.rounds_of, order) if order.mode else 0
+    # The only decision that all take together: another one would wait for what is on its way.
+    count = replicas.as_first(count if in_lockstep else 0)
     told: list[events.ReplicaExchange] = []
     with events.subscribe(lambda event: told.append(event) if isinstance(event, events.ReplicaExchange) else None):
         report = _measured(
-            step, share, order, replicas.as_first if waits else bool, every=order.rounds_of if waits else 1
+            step,
+            job.spec.global_batch // _world_size(),
+            lambda steps, spent: steps == count if count else spent >= order.seconds,
         )
     report["waited"] = sum(event.waited for event in told)
     own = [event.staleness[replicas.world.number] for event in told]
@@ -113,15 +109,19 @@ def _apart(job: Job, order: Order) -> dict[str, Any]:
     return report
 
 
-def _measured(
-    step: Callable[[], Any], share: int, order: Order, all_done: Callable[[bool], bool], *, every: int
-) -> dict[str, Any]:
-    start, begin, steps, done = bench.read(), time.monotonic(), 0, False
-    while not done:
+def _count(step: Callable[[], Any], of: int, order: Order) -> int:
+    """Steps that fill the time, in whole rounds ``of`` so many, one of which is made."""
+    begin = time.monotonic()
+    for _ in range(of):
+        step()
+    return of * max(1, round(order.seconds / (time.monotonic() - begin)))
+
+
+def _measured(step: Callable[[], Any], share: int, is_done: Callable[[int, float], bool]) -> dict[str, Any]:
+    start, begin, steps = bench.read(), time.monotonic(), 0
+    while not is_done(steps, time.monotonic() - begin):
         step()
         steps += 1
-        if steps % every == 0:
-            done = all_done(time.monotonic() - begin >= order.seconds)
     used = bench.read() - start
     sent = used.sent_bytes or 0
     return {"sequences": steps * share, "seconds": used.seconds, "sent_bytes": sent, "steps": steps}

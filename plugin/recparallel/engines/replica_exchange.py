@@ -130,6 +130,8 @@ class OuterExchange:
         everyone = [torch.zeros(5, dtype=torch.float64) for _ in range(self._world.count)]
         dist.all_gather(everyone, torch.tensor(astuple(header), dtype=torch.float64), group=self._group)
         headers = tuple(_header_of(told.tolist()) for told in everyone)
+        if not any(told.targets for told in headers):  # nobody has learned anything, and nothing is sent
+            return Mean([torch.zeros_like(part.flat) for part in parts], headers, 0, time.perf_counter() - start)
         shares = self._mode.shares([told.targets for told in headers], [told.staleness for told in headers])
         weight = shares[self._world.number] * self._world.count  # the hook gives the mean
         means, sent = [], 0

@@ -77,8 +77,8 @@ class Fit:
     tracker: Any
     summary: StepSummary
     best: Best | None = None
-    gate: Gate | None = None
     watched: str = ""
+    gate: Gate | None = None
 
     def run(self, total_steps: int) -> Pace:
         """Train up to ``total_steps`` of the training's clock."""

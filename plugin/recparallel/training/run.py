@@ -153,7 +153,7 @@ def run(
         best = Best(engine, output_dir / BEST, patience, resume=train_args.resume) if patience else None
         gate_config = setup.section.data_parallel.gate
         gate = None if gate_config is None else Gate(engine, gate_config, output_dir, resume=train_args.resume)
-        fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, gate, task.watched)
+        fit = Fit(engine, loader, train_args, task.validate, checkpointer, tracker, summary, best, task.watched, gate)
         pace = fit.run(total_steps)
         engine.recparallel.meet()
         checkpointer.save(sampler=loader.sampler.state_dict())

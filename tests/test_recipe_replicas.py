@@ -26,6 +26,7 @@ def test_replicas_at_their_own_pace_learn_and_go_on(tmp_path):
     assert metrics["steps"] >= 100  # ten epochs of ten global batches, on the clock of all
 
 
+@pytest.mark.slow  # of what it takes, tests/engines/test_replica_gate.py tries everything but the launch
 def test_a_mode_that_spoils_recommendations_is_left(tmp_path):
     log = write_small_log(tmp_path / "log")
     spoiled = {"mode": "diloco", "local_steps": 4, "outer_learning_rate": 3.0, "outer_momentum": 0.9}

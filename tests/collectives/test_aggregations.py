@@ -77,7 +77,7 @@ def exchanged(*, name):
     return found
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("world", [1, 2, 3, *(pytest.param(more, marks=pytest.mark.slow) for more in (4, 5))])
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_get_the_same_bits_and_what_is_missing_is_kept(pools, world, name):
     """``total + sum of rest == sum of given``, rounded as sums of so many fp32 are."""

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from effort import some_every_time
 from training import (
     FAMILIES,
     LENGTH,
@@ -40,7 +41,7 @@ def trained(run):
     return losses, collect(engine), taken
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_every_time(FAMILIES))
 def test_every_family_gives_the_losses_and_weights_of_one_process(pools, family):
     run = run_of(family=family, eps=1e-3)
     expected = reference(run)

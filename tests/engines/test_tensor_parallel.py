@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from effort import FAMILIES_EVERY_TIME
 from training import (
     FAMILIES,
     Run,
@@ -41,9 +42,11 @@ def trained(run):
 @pytest.mark.parametrize(
     ("plan", "family"),
     [
-        # Eight processes take their time on two cores: one family every time, the others among the slow tests.
-        pytest.param(plan, family, marks=[pytest.mark.slow] if PLANS[plan][0] == 8 and family != "llama" else [])
-        for plan in PLANS
+        # Many processes take their time on two cores: eight in tests of less than whole weights, and among the slow ones.
+        pytest.param(plan, family, marks=pytest.mark.slow)
+        if processes == 8 or (processes == 4 and family not in FAMILIES_EVERY_TIME)
+        else (plan, family)
+        for plan, (processes, _, _) in PLANS.items()
         for family in FAMILIES
     ],
 )

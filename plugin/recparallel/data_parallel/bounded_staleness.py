@@ -3,8 +3,8 @@
 Every replica makes as many steps a round as its speed allows, so that rounds take all of them about as long (dynamic local
 updates: Liu et al., 2024). What it has learned leaves, and it trains on until the mean of all replicas has arrived; what it
 does meanwhile is *stale*: made from weights that lack what the others had learned by then. The more of its progress is stale,
-the less it weighs (polynomial
-discount: Xie et al., "Asynchronous federated optimization", 2019). Common weights follow by delayed Nesterov.
+the less it weighs (polynomial discount: Xie et al., "Asynchronous federated optimization", 2019). Common weights follow by
+(delayed) Nesterov.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,8 @@ class BoundedStaleness(OwnPace):
         discount: exponent of the weight ``(1 + staleness) ** -discount`` of progress; 0 weighs by targets alone.
         outer_learning_rate: of the outer optimizer.
         outer_momentum: of the outer optimizer; in [0, 1).
-        momentum_every: exchanges to one move of the momentum.
+        momentum_every: exchanges to one move of the momentum. In the paper, where every replica's progress is an update of its own,
+            more than 1 is needed; here an update has that of all, and 1 learned more.
 
     Raises:
         ConfigError: a number is out of range.
@@ -44,7 +45,7 @@ class BoundedStaleness(OwnPace):
         discount: float = 0.5,
         outer_learning_rate: float = 0.7,
         outer_momentum: float = 0.9,
-        momentum_every: int = 2,
+        momentum_every: int = 1,
     ) -> None:
         check_number(staleness, "bounded_staleness: staleness", least=0, whole=True)
         check_number(local_steps, "bounded_staleness: local_steps", least=1, whole=True)

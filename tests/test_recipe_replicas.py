@@ -1,9 +1,11 @@
 """Replicas that train apart, as a user starts them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
-from launching import launch, write_config, write_small_log
+from launching import RECIPE, ROOT, environment, free_port, launch, write_config, write_small_log
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(300)]
 
@@ -57,3 +59,35 @@ def test_replicas_learn_apart(tmp_path):
     assert metrics["hr@10"] > metrics["popularity"]["hr@10"]
     assert (metrics["plan"]["replicas"], metrics["plan"]["data_parallel"]) == (2, "diloco")
     assert (run / "checkpoints" / "replica_1" / "latest").is_file()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_replicas_too(tmp_path):
+    """Its agent has a store at the address of the launch already."""
+    log = write_small_log(tmp_path / "log")
+    config = write_config(tmp_path / "ds.json", recparallel={"data_parallel": {"mode": "local_sgd", "local_steps": 4}})
+    arguments = ["--deepspeed_config", str(config), "--dataset", "movielens-100k", "--data_dir", str(log)]
+    arguments += [
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--max_length",
+        "16",
+        "--max_steps",
+        "8",
+        "--report_to",
+        "none",
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    done = subprocess.run(
+        [*torchrun, str(RECIPE), *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 replicas apart (local_sgd)" in done.stdout

@@ -44,6 +44,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "async", "benchmarks.asynchrony", "replicas that exchange in every step, now and then, at their own pace"
         ),
+        Benchmark(
+            "async_quality",
+            "benchmarks.async_quality",
+            "recommendations on MovieLens-1M of replicas that train apart, against synchronous ones, user by user",
+        ),
         Benchmark("compression", "benchmarks.compression", "gradients through codecs, against dense and torch's hooks"),
         Benchmark(
             "learning", "benchmarks.learning", "the loss after as many samples and after as long, with codecs and dense"

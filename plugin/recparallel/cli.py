@@ -4,6 +4,7 @@ recparallel profile --model llama-tiny --num-items 20000 --micro-batch 8 --lengt
 recparallel partition profile.json --stages 4 --num-micro-batches 16
 recparallel export runs/first --to exported
 recparallel data describe movielens-1m --data-dir ml-1m
+recparallel meeting-point --port 29400
 recparallel zoo --write docs/model_zoo.md
 """
 
@@ -239,6 +240,20 @@ def deepspeed_section(cut: Partition, measured: Profile, path: Path) -> dict[str
     partition = {"method": cut.method, "profile": str(path.absolute())}
     own = {"stages": cut.num_stages, "schedule": measured.schedule or DEFAULT_SCHEDULE, "partition": partition}
     return {**section, "recparallel": own}
+
+
+@app.command()
+def meeting_point(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="to listen on; 0 takes a free one")] = 29400,
+) -> None:
+    """Where replicas that come and go meet: runs until it is interrupted, apart from all of them."""
+    import threading
+
+    from recparallel.engines.replica_membership import host_meeting_point
+
+    store = host_meeting_point(port)
+    typer.echo(f"meeting point at port {store.port}")
+    threading.Event().wait()
 
 
 @app.command()

@@ -173,7 +173,7 @@ class GateConfig(_Section):
     @field_validator("fall_back")
     @classmethod
     def _is_a_mode(cls, given: dict[str, Any]) -> dict[str, Any]:
-        beside = sorted({"replicas", "timeout_s", "gate"} & given.keys())
+        beside = sorted({"replicas", "timeout_s", "gate", "elastic"} & given.keys())
         if beside:
             raise ValueError(f"{', '.join(beside)} stay what they are; give a mode and its options")
         if not DataParallelConfig(**given).apart:
@@ -181,6 +181,32 @@ class GateConfig(_Section):
                 "replicas stay worlds of their own; local_sgd with local_steps 1 averages behind every step"
             )
         return given
+
+
+class ElasticConfig(_Section):
+    """Replicas that come and go: each is a launch of its own.
+
+    Attributes:
+        endpoint: ``HOST:PORT`` of the ``recparallel meeting-point`` where they meet.
+        run: name of the training there.
+        least: replicas without which the training waits.
+        last_call_s: that those who are there wait for more, once they are enough.
+        heartbeat_s: between two signs of life; a replica that has given none three times in a row is left out.
+    """
+
+    endpoint: str = Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")
+    run: str = Field(default="training", min_length=1)
+    least: int = Field(default=1, ge=1, strict=True)
+    last_call_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    heartbeat_s: int = Field(default=5, ge=1, strict=True)
+
+    @property
+    def host(self) -> str:
+        return self.endpoint.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
 
 
 class DataParallelConfig(_Section):
@@ -196,6 +222,7 @@ class DataParallelConfig(_Section):
             replica.
         timeout_s: after which a replica that does not come to an exchange is an error.
         gate: leave the mode where recommendations become worse.
+        elastic: replicas come and go; ``replicas`` says how many there are at most.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -205,6 +232,7 @@ class DataParallelConfig(_Section):
     compression: CompressionConfig | None = None
     timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     gate: GateConfig | None = None
+    elastic: ElasticConfig | None = None
 
     @field_validator("mode")
     @classmethod
@@ -223,6 +251,14 @@ class DataParallelConfig(_Section):
         given = sorted({*self.model_fields_set, *self.options} - {"mode"})
         if self.mode == SYNCHRONOUS and given:
             raise ValueError(f"{', '.join(given)} beside mode {SYNCHRONOUS!r}, whose replicas share one world")
+        if self.elastic is not None and self.replicas is None:
+            raise ValueError(
+                "elastic without replicas: say among how many a global batch is divided, and how many can join"
+            )
+        if self.elastic is not None and self.replicas is not None and self.elastic.least > self.replicas:
+            raise ValueError(f"elastic.least is {self.elastic.least}, of at most {self.replicas} replicas")
+        if self.elastic is not None and self.gate is not None:
+            raise ValueError("gate beside elastic: replicas that come and go keep their mode; remove one")
         return self
 
     def changed(self, to: dict[str, Any]) -> "DataParallelConfig":
@@ -291,15 +327,20 @@ class RecParallelConfig(_Section):
         """A codec's name alone is that codec with its defaults."""
         return {"codec": value} if isinstance(value, str) else value
 
-    def replicas(self, world_size: int) -> int:
-        """That the processes of a launch make, each of ``stages × tensor`` ranks."""
+    def pipelines(self, world_size: int) -> int:
+        """That so many processes make, each of ``stages × tensor`` ranks."""
         return world_size // (self.stages * self.tensor)
 
+    def replicas(self, world_size: int) -> int:
+        """Pipelines among which a global batch is divided: of this launch, or of all launches that come and go."""
+        launches = self.worlds(world_size) if self.data_parallel.elastic is not None else 1
+        return launches * self.pipelines(world_size)
+
     def worlds(self, world_size: int) -> int:
-        """Into which a launch is divided: one, or one a replica."""
+        """Of replicas that train apart; 1 where none do."""
         if not self.data_parallel.apart:
             return 1
-        return self.data_parallel.replicas or self.replicas(world_size)
+        return self.data_parallel.replicas or self.pipelines(world_size)
 
 
 def read_deepspeed_config(config: str | Path | dict[str, Any]) -> dict[str, Any]:

@@ -164,6 +164,20 @@ class ReplicaExchange:
 
 
 @dataclass(frozen=True)
+class ReplicasFormed:
+    """Replicas that come and go are ``count`` from step ``step`` of the training on. This one was among ``before``; 0 where it has
+    just come."""
+
+    step: int
+    count: int
+    before: int
+
+    def __str__(self) -> str:
+        was = f"{self.before} before" if self.before else "this one has just come"
+        return f"step {self.step}: {self.count} replicas from here on, {was}"
+
+
+@dataclass(frozen=True)
 class FellBack:
     """Recommendations had become worse behind step ``step``: ``value``, where ``best`` had been reached. Replicas, so far in mode
     ``before``, exchange by ``now`` from here on."""
@@ -184,6 +198,7 @@ class FellBack:
 Event = (
     ReplicaExchange
     | FellBack
+    | ReplicasFormed
     | Phase
     | Transfer
     | Exchange

@@ -7,13 +7,27 @@ from hypothesis import strategies as st
 
 from recparallel.data_parallel.bounded_staleness import BoundedStaleness
 from recparallel.data_parallel.delayed_nesterov import DelayedNesterov
+from recparallel.errors import ConfigError
 
 
 def test_rounds_take_about_as_long_on_every_replica():
     mode = BoundedStaleness(local_steps=12)
-    assert [mode.round_of([0.1, 0.2, 0.35], number) for number in range(3)] == [12, 6, 3]
-    assert mode.round_of([0.1, 9.0], 1) == 1
-    assert BoundedStaleness(local_steps=12, match_speed=False).round_of([0.1, 0.2], 1) == 12
+    assert [mode.round_of([0.1, 0.2, 0.35], number, 0) for number in range(3)] == [12, 6, 3]
+    assert mode.round_of([0.1, 9.0], 1, 0) == 1
+    assert BoundedStaleness(local_steps=12, match_speed=False).round_of([0.1, 0.2], 1, 0) == 12
+
+
+def test_rounds_can_be_told_for_each_replica():
+    mode = BoundedStaleness(local_steps=[12, 5])
+    assert [mode.round_of([0.1, 0.1], number, 0) for number in range(2)] == [12, 5]
+    mode.check_replicas(2, come_and_go=False)
+    with pytest.raises(ConfigError, match=r"\[12, 5\] has 2 numbers for 3 replicas"):
+        mode.check_replicas(3, come_and_go=False)
+    with pytest.raises(ConfigError, match="the numbers of replicas that come and go change"):
+        mode.check_replicas(2, come_and_go=True)
+    for wrong in ([], [0, 1], [1.5, 2]):
+        with pytest.raises(ConfigError, match="local_steps must be a whole number of at least 1"):
+            BoundedStaleness(local_steps=wrong)
 
 
 @given(

@@ -73,7 +73,7 @@ def test_a_section_that_cannot_be(section, message):
 def test_an_option_out_of_range(section, message):
     parsed = parse_config({"recparallel": {"data_parallel": section}})
     with pytest.raises(ConfigError, match=message):
-        make_mode(parsed.data_parallel)
+        make_mode(parsed.data_parallel, replicas=2)
 
 
 @pytest.mark.parametrize(

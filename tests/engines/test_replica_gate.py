@@ -67,7 +67,7 @@ def begin_again(apart: Apart, folder: str) -> str:
 
 
 def test_one_world_has_no_other_mode(pools):
-    with pytest.raises(RankError, match="replicas of one world have no other mode"):
+    with pytest.raises(RankError, match="replicas of one world, and those that come and go, have no other mode"):
         pools[2].run(change_alone, apart=Apart(PLAIN, None, port=free_port()))
 
 

@@ -25,6 +25,16 @@ class Mode(ABC):
 
     name: ClassVar[str]
 
+    def check_replicas(self, count: int, *, come_and_go: bool) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Refuse options that do not go with these replicas. Override where there are such.
+
+        Args:
+            count: of replicas, at most where they come and go.
+
+        Raises:
+            ConfigError: says which.
+        """
+
     def shares(self, targets: Sequence[float], staleness: Sequence[float]) -> list[float]:
         """What each replica's progress weighs in the mean; 1 in all.
 
@@ -62,19 +72,18 @@ class OwnPace(Mode):
 
     Attributes:
         staleness: rounds of its own that a replica may train while an exchange is on its way; 0 waits for each.
-        local_steps: of the first round.
     """
 
     staleness: int
-    local_steps: int
 
     @abstractmethod
-    def round_of(self, seconds: Sequence[float], number: int) -> int:
+    def round_of(self, seconds: Sequence[float], number: int, step: int) -> int:
         """Steps of a replica's next round.
 
         Args:
-            seconds: of a step, of every replica.
+            seconds: of a step, of every replica; 0 where it is not known yet.
             number: of the replica.
+            step: behind which the round begins, by the replica that makes the most in each.
         """
 
 

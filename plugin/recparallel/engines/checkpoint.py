@@ -26,6 +26,7 @@ from recparallel.checkpointing.names import STATE, WEIGHT
 from recparallel.checkpointing.tensors import TENSORS, read_tensors, stored_tensors, write_tensors
 from recparallel.engines.agreement import Ranks
 from recparallel.engines.engine_state import check_storable, collect, parameters_by_name, restore
+from recparallel.engines.replica_elastic import ElasticReplicas
 from recparallel.errors import CheckpointError
 from recparallel.models.layers import ItemEmbedding
 from recparallel.plan import ParallelPlan
@@ -337,9 +338,11 @@ def _in_plain_values(plan: ParallelPlan) -> dict[str, Any]:
 
 
 def _folder_of(engine: Any, folder: Path) -> Path:
-    """Replicas that train apart have checkpoints of their own, for what their optimizers keep; the first has them in ``folder``."""
+    """Replicas that train apart have checkpoints of their own, for what their optimizers keep; the first has them in ``folder``.
+    Those that come and go are given a folder each."""
     replicas = engine.recparallel.replicas
-    return folder if replicas is None or replicas.world.number == 0 else folder / f"replica_{replicas.world.number}"
+    number = 0 if replicas is None or isinstance(replicas, ElasticReplicas) else replicas.world.number
+    return folder / f"replica_{number}" if number else folder
 
 
 def _latest_of(engine: Any, folder: Path) -> Path:

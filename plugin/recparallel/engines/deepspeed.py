@@ -44,7 +44,8 @@ from recparallel.engines.packed_rows import Sample
 from recparallel.engines.pipeline import RecommenderPipeline
 from recparallel.engines.rebalancing import bind_rebalancing
 from recparallel.engines.replica_binding import make_mode
-from recparallel.engines.replica_world import divide_launch
+from recparallel.engines.replica_membership import Elastic
+from recparallel.engines.replica_world import ReplicaWorld, divide_launch
 from recparallel.engines.seams import check_version
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
@@ -132,16 +133,18 @@ def initialize(
     if max_length is not None and model.max_length is not None and max_length > model.max_length:
         raise ConfigError(f"max_length is {max_length}, but the model has positions for {model.max_length}")
     warn_about_build_lock()
-    world = None
+    world: ReplicaWorld | Elastic | None = None
     if (apart := section.data_parallel).apart:
-        make_mode(apart)
+        worlds = section.worlds(_world_size())
+        make_mode(apart, replicas=worlds)
         if apart.gate is not None:
-            make_mode(apart.changed(apart.gate.fall_back))
+            make_mode(apart.changed(apart.gate.fall_back), replicas=worlds)
         check_codec(apart.compression)
-        world = divide_launch(section.worlds(_world_size()), timeout_s=apart.timeout_s)
+        world = divide_launch(worlds, timeout_s=apart.timeout_s) if apart.elastic is None else Elastic.of(apart)
         deepspeed_config = _of_one_world(deepspeed_config, world.count)
-        partition = world.cut() or partition
     deepspeed.init_distributed()
+    if world is not None:
+        partition = world.cut() or partition
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
         micro_batch = _micro_batch(deepspeed_config, section)
@@ -160,7 +163,7 @@ def initialize(
         num_micro_batches=_num_micro_batches(deepspeed_config, section),
         schedule=section.schedule,
         wire=section.wire_format,
-        optimizer_shares=section.replicas(_world_size()) if zero_stage(deepspeed_config) else 1,
+        optimizer_shares=section.pipelines(_world_size()) if zero_stage(deepspeed_config) else 1,
         sums=GradientSums(
             fp32=(deepspeed_config.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32"),
             rows=zero_stage(deepspeed_config) == 0 and precision(deepspeed_config) != "float16",
@@ -168,7 +171,7 @@ def initialize(
         ),
         profile=profile,
         fixed=partition,
-        tells=world is None or world.number == 0,
+        tells=world is None or world.tells,
     )
     if world is not None:
         world.tell_cut(pipeline.partition)
@@ -389,7 +392,7 @@ def _micro_batch(deepspeed_config: dict[str, Any], section: RecParallelConfig) -
     if micro:
         return int(micro)
     return int(deepspeed_config["train_batch_size"]) // (
-        section.replicas(_world_size()) * int(deepspeed_config.get("gradient_accumulation_steps") or 1)
+        section.pipelines(_world_size()) * int(deepspeed_config.get("gradient_accumulation_steps") or 1)
     )
 
 
@@ -401,7 +404,7 @@ def _num_micro_batches(deepspeed_config: dict[str, Any], section: RecParallelCon
     total = deepspeed_config.get("train_batch_size")
     if not total:
         return 1
-    return max(1, int(total) // (section.replicas(_world_size()) * _micro_batch(deepspeed_config, section)))
+    return max(1, int(total) // (section.pipelines(_world_size()) * _micro_batch(deepspeed_config, section)))
 
 
 def _world_size() -> int:

@@ -13,6 +13,7 @@ from recparallel.engines.hook_state import HookState
 from recparallel.engines.lazy_rows import LazyRows
 from recparallel.engines.replica import Replicas
 from recparallel.engines.replica_binding import bind_replicas, join_replicas
+from recparallel.engines.replica_membership import Elastic
 from recparallel.engines.replica_world import ReplicaWorld
 from recparallel.engines.stage_bindings import bind_stage
 from recparallel.errors import ConfigError
@@ -56,8 +57,8 @@ class Handle(HookState):
         if isinstance(self.engine, PipelineEngine):
             self.plan = _plan_of(self.engine, self.hook)
 
-    def join_replicas(self, world: ReplicaWorld) -> None:
-        """Exchange with others from the next step on; collective over the replicas."""
+    def join_replicas(self, world: ReplicaWorld | Elastic) -> None:
+        """Exchange with others from the next step on; collective over the replicas, but for those that come and go."""
         self._join(world, self._section.data_parallel)
         bind_replicas(self.engine, self._bindings)
 
@@ -71,14 +72,16 @@ class Handle(HookState):
         Raises:
             ConfigError: there are no such replicas, or the mode does not take these options.
         """
-        if self.replicas is None:
-            raise ConfigError("recparallel.data_parallel: replicas of one world have no other mode to change to")
+        if self.replicas is None or self._section.data_parallel.elastic is not None:
+            raise ConfigError(
+                "recparallel.data_parallel: replicas of one world, and those that come and go, have no other mode to change to"
+            )
         self.meet()
         before = self.replicas
         self._join(before.world, before.section.changed(to))
         before.close()
 
-    def _join(self, world: ReplicaWorld, section: DataParallelConfig) -> None:
+    def _join(self, world: ReplicaWorld | Elastic, section: DataParallelConfig) -> None:
         self._joined += 1
         self.replicas = join_replicas(self.engine, world, section, clock=self.progress, name=f"outer {self._joined}")
         assert self.plan is not None
@@ -88,6 +91,16 @@ class Handle(HookState):
     def progress(self) -> int:
         """Steps of the training: the engine's, or, of replicas at their own pace, those of all of them by their number."""
         return int(self.engine.global_steps) if self.replicas is None else self.replicas.progress
+
+    def begin(self) -> int:
+        """Weights and counters are in their places, and training begins or goes on; replicas that come and go join the others here.
+        Collective. Steps of the training, as all have seen them last."""
+        return self.progress if self.replicas is None else self.replicas.begin()
+
+    def end(self) -> None:
+        """The training is over: no replica joins any more."""
+        if self.replicas is not None:
+            self.replicas.end()
 
     def as_first(self, value: Any) -> Any:
         """What the first of replicas that train apart gives; collective. Without such replicas the value itself."""

@@ -59,10 +59,8 @@ def _sampler_of(engine: Any, num_rows: int, section: RecParallelConfig) -> Globa
     if isinstance(replicas, OwnPaceReplicas):
         return DealtSampler(
             num_rows,
-            worlds=replicas.world.count,
-            deal=lambda epoch: engine.recparallel.replicas.deal(
-                epoch
-            ),  # the mode, and with it the replicas, may change
+            worlds=replicas.place[1],
+            deal=lambda *start: engine.recparallel.replicas.deal(*start),  # a change of mode changes the replicas
             trained=lambda: engine.recparallel.progress,
             replica=engine.grid.data_parallel_id,
             **common,

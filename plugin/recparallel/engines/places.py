@@ -9,4 +9,5 @@ def data_parallel_place(engine: Any) -> tuple[int, int]:
     replicas = engine.recparallel.replicas
     if replicas is None:
         return number, size
-    return replicas.world.number * size + number, replicas.world.count * size
+    own, count = replicas.place
+    return own * size + number, count * size

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Flight:
+class Flight:
     """Progress on its way: behind which step it left, what this replica's weights were then, and the mean to come."""
 
     step: int
@@ -50,12 +50,10 @@ class Replicas(ABC):
         section: of the config.
         mode: that the section names.
         clock: steps of the training so far.
-        name: of the outer group.
         fragments: into which the layers are dealt.
-
-    Raises:
-        ReplicaError: another replica has another model, plan or mode, or does not come.
     """
+
+    _exchange: OuterExchange
 
     def __init__(
         self,
@@ -65,7 +63,6 @@ class Replicas(ABC):
         mode: Mode,
         *,
         clock: int,
-        name: str,
         fragments: int = 1,
     ) -> None:
         self.engine, self.world, self.mode, self.section = engine, world, mode, section
@@ -76,9 +73,32 @@ class Replicas(ABC):
             self._fragments[layers[weight] % fragments].setdefault(layers[weight], []).append(weight)
         self.common = {weight: torch.nn.Parameter(value.clone()) for weight, value in weights.items()}
         self._outer = mode.outer_optimizer(self.common.values())
-        self._flights: dict[int, _Flight] = {}
-        self._exchange = OuterExchange(world, section.compression, mode, name=name)
+        self._flights: dict[int, Flight] = {}
+
+    def join(self, name: str) -> None:
+        """Form the outer group, of this name; collective over the replicas.
+
+        Raises:
+            ReplicaError: another replica has another model, plan or mode, or does not come.
+        """
+        self._exchange = OuterExchange(self.world, self.section.compression, self.mode, name=name)
         self._check_same()
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of this replica, and of how many a global batch is made."""
+        return self.world.number, self.world.count
+
+    def begin(self) -> int:
+        """Weights and counters are in their places, and the training begins or goes on; collective over the replicas.
+
+        Returns:
+            steps of the training, as all have seen them last.
+        """
+        return self.progress
+
+    def end(self) -> None:  # noqa: B027 (only replicas that come and go have somebody to tell)
+        """The training is over: nothing is exchanged any more."""
 
     @property
     def progress(self) -> int:
@@ -124,35 +144,46 @@ class Replicas(ABC):
         self._flights.clear()
         for name, weight in read_weights(self.engine).items():
             self.common[name].data.copy_(weight)
-        self._outer.state.clear()
-        hook = self._exchange.hook
-        if state is not None and state["mode"] == self.mode.name:
-            for name, kept in state["outer"].items():
-                if name in self.common and kept:
-                    weight = self.common[name]
-                    moved = {key: value.to(weight.device) for key, value in kept.items() if isinstance(value, Tensor)}
-                    self._outer.state[weight] = {**kept, **moved}
+        self._load_outer(state["outer"] if state is not None and state["mode"] == self.mode.name else {})
         if state is not None:
-            if state["hook"] == hook.name and state["exchange"] and state["mode"] == self.mode.name:
-                hook.load_state_dict(state["exchange"])
-            elif state["hook"] != dense_hook(None).name:
-                logger.warning(
-                    "what codec %r has left out of earlier exchanges belongs to another cut, mode or codec, and is not sent any "
-                    "more",
-                    state["hook"],
-                )
+            self._load_left_out(state)
+
+    def _load_outer(self, outer: dict[str, dict[str, Any]]) -> None:
+        """What the outer optimizer keeps, by the names of weights."""
+        self._outer.state.clear()
+        for name, kept in outer.items():
+            if name in self.common and kept:
+                weight = self.common[name]
+                moved = {key: value.to(weight.device) for key, value in kept.items() if isinstance(value, Tensor)}
+                self._outer.state[weight] = {**kept, **moved}
+
+    def _load_left_out(self, state: dict[str, Any]) -> None:
+        """What a codec has left out of exchanges."""
+        hook = self._exchange.hook
+        if state["hook"] == hook.name and state["exchange"] and state["mode"] == self.mode.name:
+            hook.load_state_dict(state["exchange"])
+        elif state["hook"] != dense_hook(None).name:
+            logger.warning(
+                "what codec %r has left out of earlier exchanges belongs to another cut, mode or codec, and is not sent any "
+                "more",
+                state["hook"],
+            )
 
     def at_rest(self) -> None:
         """All replicas have been given the same weights and counters, and nothing has been learned since."""
         self._clock = self._own = int(self.engine.global_steps)
 
-    def deal(self, epoch: str) -> int:
-        """Number of the next batch of an epoch that nobody has taken yet, from 0; collective over this replica's world.
+    def deal(self, start: int, restarts: int) -> int:
+        """Number of the next part of a global batch that nobody has taken yet; collective over this replica's world.
 
         Args:
-            epoch: its name among all that are dealt out.
+            start: number of the first that is dealt out, counted from the start of the training.
+            restarts: how often all have begun to deal from elsewhere.
         """
-        number = self.world.store.add(f"dealt/{epoch}", 1) - 1 if dist.get_rank() == 0 else 0
+        return self._next_of(f"dealt/{restarts}", start)
+
+    def _next_of(self, counter: str, start: int) -> int:
+        number = start + self.world.store.add(counter, 1) - 1 if dist.get_rank() == 0 else 0
         told = torch.tensor([number], device=self.engine.device)
         dist.broadcast(told, 0)
         return int(told)
@@ -177,15 +208,15 @@ class Replicas(ABC):
             )
             for index, own in enumerate(owned.values())
         ]
-        known = header.targets, header.seconds if dist.get_rank() == 0 else 0.0
+        known = header.targets, header.seconds if dist.get_rank() == 0 else 0.0, header.waiting
         told = torch.tensor(known, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(told)  # of this replica's world; only ranks that hold labels have counted
-        targets, seconds = told.tolist()
-        whole = Header(int(targets), header.steps, seconds, header.staleness, header.meeting)
-        self._flights[part] = _Flight(self.engine.global_steps, left, self._exchange.begin(parts, whole))
+        targets, seconds, waiting = told.tolist()
+        whole = Header(int(targets), header.steps, seconds, header.staleness, header.meeting, waiting > 0)
+        self._flights[part] = Flight(self.engine.global_steps, left, self._exchange.begin(parts, whole))
 
-    def _land(self, part: int) -> Mean:
-        """Wait for the mean of a fragment, and follow it."""
+    def _land(self, part: int) -> Mean | None:
+        """Wait for the mean of a fragment, and follow it; None where there will be none."""
         step, flight = self.engine.global_steps, self._flights.pop(part)
         start = time.perf_counter()
         with self._exchange.named(f"that left behind step {flight.step}"):
@@ -226,6 +257,15 @@ class Replicas(ABC):
         self._outer.step()
         self._outer.zero_grad(set_to_none=True)
 
+    def _identity(self) -> tuple[Any, ...]:
+        """What all replicas must have alike, in words."""
+        return (
+            self.section.model_dump_json(exclude={"timeout_s": True, "elastic": True}),
+            f"cut {list(self.engine.recparallel.plan.partition.bounds)}",
+            f"{self.engine.micro_batches} micro-batches of {self.engine.micro_batch_size}",
+            {name: list(weight.shape) for name, weight in self.common.items()},
+        )
+
     def _check_same(self) -> None:
         """Raises:
         ReplicaError: replicas could not exchange anything that makes sense.
@@ -234,9 +274,7 @@ class Replicas(ABC):
         for name in sorted(self.common):
             digest.update(self.common[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         own = (
-            self.section.model_dump_json(),
-            f"cut {list(self.engine.recparallel.plan.partition.bounds)}",
-            {name: list(weight.shape) for name, weight in self.common.items()},
+            *self._identity(),
             f"other initial weights (their digest is {digest.hexdigest()[:12]})",
         )
         everyone = self._exchange.gather(own)

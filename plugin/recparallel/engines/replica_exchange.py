@@ -30,6 +30,7 @@ class Header:
         seconds: that one of them took.
         staleness: rounds that its weights were behind, in the mean over the steps.
         meeting: the replica will not train on before all have met.
+        waiting: another one wants to join.
     """
 
     targets: int
@@ -37,6 +38,7 @@ class Header:
     seconds: float = 0.0
     staleness: float = 0.0
     meeting: bool = False
+    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,23 @@ class OuterExchange:
 
         return self.together(gather)
 
-    def as_first(self, value: Any) -> Any:
-        """What the first replica gives; collective, behind what is on its way."""
+    def as_first(self, value: Any, *, first: int = 0) -> Any:
+        """What replica ``first`` gives; collective, behind what is on its way."""
         told = [value]
-        self.together(lambda: dist.broadcast_object_list(told, group=self._group, group_src=0))
+        self.together(lambda: dist.broadcast_object_list(told, group=self._group, group_src=first))
         return told[0]
+
+    def hand_on(self, tensors: dict[str, Tensor], *, first: int) -> dict[str, Tensor]:
+        """Tensors in the host's memory that replica ``first`` has, on every replica; collective, behind what is on its way."""
+        named = self.as_first([(name, own.shape, own.dtype) for name, own in tensors.items()], first=first)
+        found = {name: tensors.get(name, torch.empty(shape, dtype=dtype)) for name, shape, dtype in named}
+
+        def hand_on() -> None:
+            for own in found.values():
+                dist.broadcast(own, group=self._group, group_src=first)
+
+        self.together(hand_on)
+        return found
 
     def together(self, act: Callable[[], Any]) -> Any:
         """In the thread: two would mix their messages up."""
@@ -109,6 +123,11 @@ class OuterExchange:
     def close(self) -> None:
         """Nothing is exchanged any more."""
         self._thread.shutdown()
+
+    def give_up(self) -> None:
+        """A replica has gone: the others, who may wait for this one, find out."""
+        self.close()
+        dist.destroy_process_group(self._group)
 
     @contextmanager
     def named(self, what: str) -> Iterator[None]:
@@ -127,7 +146,7 @@ class OuterExchange:
 
     def _average(self, parts: Sequence[Part], header: Header) -> Mean:
         start = time.perf_counter()
-        everyone = [torch.zeros(5, dtype=torch.float64) for _ in range(self._world.count)]
+        everyone = [torch.zeros(6, dtype=torch.float64) for _ in range(self._world.count)]
         dist.all_gather(everyone, torch.tensor(astuple(header), dtype=torch.float64), group=self._group)
         headers = tuple(_header_of(told.tolist()) for told in everyone)
         if not any(told.targets for told in headers):  # nobody has learned anything, and nothing is sent
@@ -145,5 +164,5 @@ class OuterExchange:
 
 
 def _header_of(told: list[float]) -> Header:
-    targets, steps, seconds, staleness, meeting = told
-    return Header(int(targets), int(steps), seconds, staleness, bool(meeting))
+    targets, steps, seconds, staleness, meeting, waiting = told
+    return Header(int(targets), int(steps), seconds, staleness, bool(meeting), bool(waiting))

@@ -13,9 +13,9 @@ class LockstepReplicas(Replicas):
     """A replica of a :class:`Lockstep` mode."""
 
     def __init__(
-        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: Lockstep, *, clock: int, name: str
+        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: Lockstep, *, clock: int
     ) -> None:
-        super().__init__(engine, world, section, mode, clock=clock, name=name, fragments=mode.fragments)
+        super().__init__(engine, world, section, mode, clock=clock, fragments=mode.fragments)
         self._when = mode
         self._targets = 0
         self._left_with: dict[int, int] = {}

@@ -22,18 +22,20 @@ class OwnPaceReplicas(Replicas):
     """A replica of an :class:`OwnPace` mode."""
 
     def __init__(
-        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: OwnPace, *, clock: int, name: str
+        self, engine: Any, world: ReplicaWorld, section: DataParallelConfig, mode: OwnPace, *, clock: int
     ) -> None:
-        super().__init__(engine, world, section, mode, clock=clock, name=name)
+        super().__init__(engine, world, section, mode, clock=clock)
         self._pace = mode
-        self._round = mode.local_steps
         self._landed = 0  # steps of all replicas, as far as they have landed
+        self._longest = clock  # of the replica that has made the most in each round
+        self._speeds = [0.0] * world.count
+        self._next_round()
         self._targets = self._steps = self._stale = 0  # since progress left
         self._seconds = 0.0
 
     @property
     def progress(self) -> int:
-        return self._clock + self._landed // self.world.count
+        return self._clock + self._landed // self.place[1]
 
     def after_step(self, targets: int, seconds: float) -> None:
         self._targets += targets
@@ -54,7 +56,8 @@ class OwnPaceReplicas(Replicas):
             self._land(0)
         while True:
             self._leave_now(meeting=True)
-            if all(header.meeting for header in self._land(0).headers):
+            mean = self._land(0)
+            if mean is not None and all(header.meeting for header in mean.headers):
                 break
 
     def as_first(self, value: Any) -> Any:
@@ -63,7 +66,8 @@ class OwnPaceReplicas(Replicas):
 
     def at_rest(self) -> None:
         super().at_rest()
-        self._landed = 0
+        self._landed, self._longest = 0, self._clock
+        self._next_round()
         self._targets = self._steps = self._stale = 0
         self._seconds = 0.0
 
@@ -73,7 +77,10 @@ class OwnPaceReplicas(Replicas):
         dist.all_reduce(arrived, dist.ReduceOp.MIN)
         return bool(arrived)
 
-    def _leave_now(self, *, meeting: bool) -> None:
+    def _next_round(self) -> None:
+        self._round = self._pace.round_of(self._speeds, self.world.number, self._longest)
+
+    def _leave_now(self, *, meeting: bool, waiting: bool = False) -> None:
         steps = self._steps
         own = Header(
             self._targets,
@@ -81,17 +88,22 @@ class OwnPaceReplicas(Replicas):
             self._seconds / steps if steps else 0.0,
             self._stale / steps if steps else 0.0,
             meeting,
+            waiting,
         )
         self._targets = self._steps = self._stale = 0
         self._seconds = 0.0
         self._leave(0, own)
 
-    def _land(self, part: int) -> Mean:
+    def _land(self, part: int) -> Mean | None:
         mean = super()._land(part)
-        self._landed += sum(header.steps for header in mean.headers)
+        assert mean is not None
+        steps = [header.steps for header in mean.headers]
+        self._landed += sum(steps)
+        self._longest += max(steps)
         seconds = [header.seconds for header in mean.headers]
         if min(seconds) > 0:  # one that has made no step tells no speed
-            self._round = self._pace.round_of(seconds, self.world.number)
+            self._speeds = seconds
+        self._next_round()
         self._follow_schedule()
         return mean
 

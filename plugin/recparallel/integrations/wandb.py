@@ -17,6 +17,7 @@ from recparallel.events import (
     Move,
     MoveOutcome,
     ReplicaExchange,
+    ReplicasFormed,
     StepDone,
 )
 
@@ -62,6 +63,8 @@ class WandbTracker:
             self.run.log({"move/share_saved": event.share_saved}, step=event.step)
         elif isinstance(event, FellBack):
             self.run.log({"replicas/fell_back": str(event)}, step=self._step)
+        elif isinstance(event, ReplicasFormed):
+            self.run.log({"replicas/count": event.count}, step=self._step)
         elif isinstance(event, ReplicaExchange):
             targets = {f"replicas/targets_{number}": count for number, count in enumerate(event.targets)}
             targets |= {f"replicas/steps_{number}": count for number, count in enumerate(event.steps)}

@@ -82,8 +82,8 @@ class Fit:
 
     def run(self, total_steps: int) -> Pace:
         """Train up to ``total_steps`` of the training's clock."""
-        engine, clock, pace = self.engine, self.engine.recparallel, Pace()
-        first, own = clock.progress, engine.global_steps
+        engine, pace = self.engine, Pace()
+        first, own = engine.recparallel.begin(), engine.global_steps
         step = first
         bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", mininterval=0.5, disable=RANK != 0)
         with bar:
@@ -92,15 +92,24 @@ class Fit:
                     start = time.perf_counter()
                     loss = engine.train_batch(iter(micro_batches))
                     pace.add(time.perf_counter() - start, micro_batches, data_parallel_place(engine)[1])
-                    before, step = step, clock.progress
-                    bar.update(step - before)
                     bar.set_postfix(epoch=self.loader.sampler.epoch, loss=f"{loss.item():.4f}")
-                    self._after_step(before, step)
-                    if self._due(before, step, total_steps):
-                        self._validate(bar, step)
+                    self._log_costs()
+                    step = self._by_the_clock(bar, step, total_steps)
                     if self._is_over(step, total_steps):
                         break
         return pace.scaled((step - first) / (engine.global_steps - own)) if step > first else pace
+
+    def _by_the_clock(self, bar: Any, step: int, total_steps: int) -> int:
+        """Save and validate where it is time to; replicas that meet for it move the clock on. What it shows then."""
+        while (now := self.engine.recparallel.progress) != step:
+            before, step = step, now
+            bar.update(step - before)
+            if _passes(self.settings.save_steps, before, step):
+                self.engine.recparallel.meet()  # until then some have read what is not counted yet
+                self.checkpointer.save(sampler=self.loader.sampler.state_dict())
+            if self._due(before, step, total_steps):
+                self._validate(bar, step)
+        return step
 
     def _is_over(self, step: int, total_steps: int) -> bool:
         return step >= total_steps or (self.best is not None and self.best.is_over)
@@ -111,15 +120,12 @@ class Fit:
             return self.best is not None  # the test follows; only the best model must still be known
         return _passes(self.settings.eval_epochs * self.loader.sampler.steps_per_epoch, before, step)
 
-    def _after_step(self, before: int, step: int) -> None:
+    def _log_costs(self) -> None:
         own = self.engine.global_steps
         if own % self.settings.logging_steps == 0:
             ranks = self.summary.gather()
             if self.tracker is not None:
                 self.tracker.log_ranks(ranks, step=own)
-        if _passes(self.settings.save_steps, before, step):
-            self.engine.recparallel.meet()  # until then some have read what is not counted yet
-            self.checkpointer.save(sampler=self.loader.sampler.state_dict())
 
     def _validate(self, bar: Any, step: int) -> None:
         metrics = self.engine.recparallel.as_first(self.validate(self.engine))

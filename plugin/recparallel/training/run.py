@@ -158,6 +158,7 @@ def run(
         engine.recparallel.meet()
         checkpointer.save(sampler=loader.sampler.state_dict())
         checkpointer.wait()
+        engine.recparallel.end()
         if best is not None:
             best.load()
         result = {

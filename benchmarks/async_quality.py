@@ -1,0 +1,34 @@
+"""``python -m benchmarks async_quality``: does it cost recommendations that replicas train apart?
+
+A replica at half speed is one whose rounds have half the steps: it reads a third of the histories, and what it does while the other
+finishes a round is stale. In DiLoCo the other would wait for it, and the weights would be the same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.options import Options
+from benchmarks.quality_study import Study, Way, run_study
+
+
+def _apart(mode: str, **options: Any) -> dict[str, Any]:
+    return {"data_parallel": {"mode": mode, "replicas": 2, **options}}
+
+
+STUDY = Study(
+    "async_quality",
+    (
+        Way("synchronous", alias="dense"),
+        Way("local_sgd, 8 steps", _apart("local_sgd", local_steps=8)),
+        Way("diloco, 20 steps", _apart("diloco", local_steps=20)),
+        Way("diloco, 50 steps", _apart("diloco", local_steps=50)),
+        Way("bounded_staleness, 20 and 10 steps", _apart("bounded_staleness", local_steps=[20, 10])),
+        Way("bounded_staleness, 10 and 5 steps", _apart("bounded_staleness", local_steps=[10, 5])),
+    ),
+    Path("docs") / "data_parallel.md",
+)
+
+
+def run(options: Options) -> int:
+    """Returns: 0 if all trainings ended, whatever came out; 1 without the data."""
+    return run_study(STUDY, options)

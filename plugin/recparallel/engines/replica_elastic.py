@@ -1,0 +1,273 @@
+"""Replicas that come and go, each a launch of its own.
+
+Where an exchange fails, somebody has gone; where one tells that somebody waits, he is let in. Then all form the outer group anew,
+and tell how far they are. The one that is furthest hands on to those behind it: the common weights, the outer optimizer's state,
+the clock, and, to who is new, what optimizers inside keep. Who is behind and was there before has handed in progress that the
+others have followed: he follows it too, and keeps what he has learned since. Where nobody has followed it, it is handed in again.
+So what a replica has learned is lost with this replica alone.
+"""
+
+import logging
+import uuid
+from concurrent.futures import wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from recparallel import events
+from recparallel.checkpointing.names import STATE, WEIGHT
+from recparallel.config import DataParallelConfig
+from recparallel.data_parallel.mode import OwnPace
+from recparallel.engines.agreement import Ranks
+from recparallel.engines.engine_state import collect_parts, read_weights, restore, write_weights
+from recparallel.engines.replica import Flight
+from recparallel.engines.replica_exchange import Mean, OuterExchange
+from recparallel.engines.replica_membership import Elastic, Membership
+from recparallel.engines.replica_own_pace import OwnPaceReplicas
+from recparallel.engines.replica_world import ReplicaWorld
+from recparallel.errors import ReplicaError
+
+logger = logging.getLogger(__name__)
+
+_OUTER = "outer"
+_ATTEMPTS = 5
+"""That fail in a row, until it is not the others who fail."""
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """How far a replica is, as it tells the others when they form a group.
+
+    Attributes:
+        progress: steps of the training.
+        exchanges: that it has followed since the training began at this meeting point.
+        is_new: it has been in no group yet.
+        identity: what must be the same for all, in words.
+        counters: of an :class:`OwnPaceReplicas`, which those behind take over.
+        seen: progress, as its training loop has seen it last.
+        dealing: the counter by which batches are dealt out, and from which number.
+    """
+
+    progress: int
+    exchanges: int
+    is_new: bool
+    identity: tuple[Any, ...]
+    counters: tuple[int, int, int]
+    seen: int
+    dealing: tuple[str, int]
+
+    @property
+    def how_far(self) -> tuple[int, int]:
+        return self.progress, self.exchanges
+
+
+class ElasticReplicas(OwnPaceReplicas):
+    """A replica that may be left alone, and to which others may come.
+
+    Args:
+        engine, section, clock: of :class:`Replicas`.
+        elastic: where they meet.
+        mode: as :func:`of_those_that_come_and_go` gives it.
+
+    Raises:
+        ReplicaError: the meeting point does not answer.
+    """
+
+    def __init__(
+        self, engine: Any, elastic: Elastic, section: DataParallelConfig, mode: OwnPace, *, clock: int
+    ) -> None:
+        self._elastic, self._of = elastic, elastic.count
+        self._members, self._ranks = Membership(elastic), Ranks(error=ReplicaError)
+        alone = ReplicaWorld(0, elastic.count, dist.get_rank(), self._members.store, elastic.timeout)
+        super().__init__(engine, alone, section, mode, clock=clock)
+        self._exchanges = self._failed = 0
+        self._seen = clock
+        self._is_new, self._is_joined = True, False
+        self._dealing: tuple[str, int] | None = None
+        self._met: tuple[int, int] | None = None
+        self._handed_in = (0, 0, 0, 0.0)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.world.number, self._of
+
+    def begin(self) -> int:
+        if self._is_new:
+            self._form()
+        return self._seen
+
+    def end(self) -> None:
+        self._members.close()
+
+    def after_step(self, targets: int, seconds: float) -> None:
+        self._seen = self.progress
+        super().after_step(targets, seconds)
+
+    def meet(self) -> None:
+        """Once, until somebody has learned anything: who joins during a meeting meets once too."""
+        self.begin()
+        if self._met != (self._exchanges, self.engine.global_steps):
+            super().meet()
+            self._met = self._exchanges, self.engine.global_steps
+
+    def as_first(self, value: Any) -> Any:
+        """The value itself: nothing that all must do alike is decided by it."""
+        return value
+
+    def deal(self, start: int, restarts: int) -> int:
+        self.begin()
+        assert self._dealing is not None
+        with self._elastic.named("is not told which batch is the next"):
+            return self._next_of(*self._dealing)
+
+    def at_rest(self) -> None:
+        super().at_rest()
+        self._seen = self.progress
+
+    def close(self) -> None:
+        if self._is_joined:
+            super().close()
+
+    def _load_left_out(self, state: dict[str, Any]) -> None:
+        """Not kept: it belongs to a group that has ended."""
+
+    def _leave_now(self, *, meeting: bool, waiting: bool = False) -> None:
+        self._handed_in = self._targets, self._steps, self._stale, self._seconds
+        waiting = dist.get_rank() == 0 and self.world.count < self._of and self._members.is_waited_for()
+        super()._leave_now(meeting=meeting, waiting=waiting)
+
+    def _land(self, part: int) -> Mean | None:
+        landing = self._flights[part].mean
+        wait([landing])
+        error = landing.exception()
+        if any(self._ranks.gather(lambda: isinstance(error, (RuntimeError, dist.DistError)))):
+            self._failed += 1
+            if self._failed > _ATTEMPTS:
+                raise ReplicaError(f"{self._failed} exchanges in a row have failed: {error}") from error
+            logger.warning("an exchange has failed (%s); replicas form anew", error or "on another rank")
+            self._form()
+            return None
+        mean = super()._land(part)
+        assert mean is not None
+        self._exchanges, self._failed = self._exchanges + 1, 0
+        if any(told.waiting for told in mean.headers) and not any(told.meeting for told in mean.headers):
+            self._form()
+        return mean
+
+    def _form(self) -> None:
+        """With all that are there; collective over them.
+
+        Raises:
+            ReplicaError: too few come, or this one is not like the others.
+        """
+        flight, before = self._flights.pop(0, None), 0 if self._is_new else self.world.count
+        for attempt in range(_ATTEMPTS):
+            self._leave_group()
+            self.world = self._members.next()
+            try:
+                standings = self._ranks.together(self._enter)
+                number = max(range(len(standings)), key=lambda one: standings[one].how_far)
+                first = standings[number]
+                self._refuse_unlike(first)
+                behind = [one is not first and _is_behind(one, first) for one in standings]
+                tensors, numbers = self._ranks.together(partial(self._hand_on, number, any_behind=any(behind)))
+            except _OddError:
+                raise
+            except ReplicaError as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                logger.warning("replicas could not form (%s); once more", error)
+                continue
+            break
+        if behind[self.world.number]:
+            self._catch_up(first, tensors, numbers, flight)
+        elif flight is not None:
+            targets, steps, stale, seconds = self._handed_in
+            self._targets, self._steps = self._targets + targets, self._steps + steps
+            self._stale, self._seconds = self._stale + stale, self._seconds + seconds
+        self._dealing, self._is_new = first.dealing, False
+        self._speeds = [0.0] * self.world.count
+        self._next_round()
+        events.emit(events.ReplicasFormed(self.progress, self.world.count, before))
+
+    def _leave_group(self) -> None:
+        if self._is_joined:
+            self._exchange.give_up()
+            self._is_joined = False
+
+    def _enter(self) -> list[_Standing]:
+        self._exchange = OuterExchange(self.world, self.section.compression, self.mode, name=self._members.round)
+        self._is_joined = True
+        own = _Standing(
+            self.progress,
+            self._exchanges,
+            self._is_new,
+            self._identity(),
+            (self._clock, self._landed, self._longest),
+            self._seen,
+            self._dealing or (f"dealt/{uuid.uuid4().hex}", self.progress * self._of),
+        )
+        return list(self._exchange.gather(own))
+
+    def _refuse_unlike(self, first: _Standing) -> None:
+        own = self._identity()
+        for unlike in self._ranks.gather(lambda: [pair for pair in zip(own, first.identity) if pair[0] != pair[1]]):
+            if unlike:
+                self._leave_group()
+                mine, theirs = unlike[0]
+                raise _OddError(f"this replica is not like the others: it has {mine}, they have {theirs}")
+
+    def _hand_on(self, first: int, *, any_behind: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What those behind need."""
+        if not any_behind:
+            return {}, {}
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        if self.world.number == first:
+            own = collect_parts(self.engine, device="cpu")
+            tensors = {key: value for key, value in own.items() if key.startswith(f"{STATE}/")}
+            for name, weight in self.common.items():
+                tensors[f"{WEIGHT}/{name}"] = weight.detach()
+                for key, value in self._outer.state.get(weight, {}).items():
+                    place = tensors if isinstance(value, Tensor) else numbers
+                    place[f"{_OUTER}/{name}/{key}"] = value
+            tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
+        return self._exchange.hand_on(tensors, first=first), self._exchange.as_first(numbers, first=first)
+
+    def _catch_up(
+        self, first: _Standing, tensors: dict[str, Tensor], numbers: dict[str, Any], flight: Flight | None
+    ) -> None:
+        common = {name: tensors[f"{WEIGHT}/{name}"].to(weight.device) for name, weight in self.common.items()}
+        if self._is_new:
+            restore(self.engine, {key: own for key, own in tensors.items() if not key.startswith(_OUTER)}, parts=True)
+        else:
+            now = read_weights(self.engine)
+            left = self.common if flight is None else flight.left
+            write_weights(self.engine, {name: common[name] + (now[name] - left[name].detach()) for name in common})
+        outer: dict[str, dict[str, Any]] = {}
+        for key, value in {**tensors, **numbers}.items():
+            kind, _, rest = key.partition("/")
+            if kind == _OUTER:
+                name, _, inner = rest.rpartition("/")
+                outer.setdefault(name, {})[inner] = value
+        for name, weight in self.common.items():
+            weight.data.copy_(common[name])
+        self._load_outer(outer)
+        self._clock, self._landed, self._longest = first.counters
+        self._exchanges = first.exchanges
+        if self._is_new:
+            self._seen = first.seen
+            if self.progress and hasattr(self.engine.lr_scheduler, "last_batch_iteration"):
+                self.engine.lr_scheduler.step(self.progress - 1)
+
+
+class _OddError(ReplicaError):
+    """It is this replica that is not like the others."""
+
+
+def _is_behind(one: _Standing, first: _Standing) -> bool:
+    """Who begins anew may have been seeded otherwise; who goes on from a checkpoint of the same step has the same weights."""
+    return one.how_far != first.how_far or (one.is_new and not one.progress)

@@ -29,6 +29,7 @@ class Apart:
     port: int = 0
     stop: int | None = None
     cuts: tuple[tuple[int, ...], ...] = ()
+    launches: int = 0
 
 
 def weights_of(pool: Any, apart: Apart) -> dict[str, torch.Tensor]:
@@ -47,6 +48,7 @@ def final_weights(apart: Apart) -> dict[str, torch.Tensor]:
     with launched(apart) as engine:
         train_own(engine, apart.run, last=apart.stop)
         engine.recparallel.meet()
+        engine.recparallel.end()
         return {name: weight.clone() for name, weight in read_weights(engine).items()}
 
 
@@ -65,9 +67,14 @@ class launched:  # noqa: N801 (used like a function)
         dist.destroy_process_group()
         deepspeed.comm.comm.cdb = None
         self._before = dict(os.environ)
-        os.environ["MASTER_PORT"] = str(self._apart.port)
         run = self._apart.run
         replicas = int(os.environ["WORLD_SIZE"]) // run.stages
+        launch, port = 0, self._apart.port
+        if self._apart.launches:
+            size = int(os.environ["WORLD_SIZE"]) // self._apart.launches
+            launch, rank = divmod(int(os.environ["RANK"]), size)
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_SIZE=str(size))
+        os.environ["MASTER_PORT"] = str(port + launch)
         config = deepspeed_config(run, replicas)
         if self._apart.mode is not None:
             config["recparallel"]["data_parallel"] = self._apart.mode
@@ -92,6 +99,7 @@ class launched:  # noqa: N801 (used like a function)
 def train_own(engine: Any, run: Run, *, first: int = 0, last: int | None = None) -> list[float]:
     from recparallel.engines.places import data_parallel_place
 
+    engine.recparallel.begin()
     replica, replicas = data_parallel_place(engine)
     share = GLOBAL_MICRO_BATCHES // replicas
     return [

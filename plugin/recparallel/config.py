@@ -200,6 +200,13 @@ class ElasticConfig(_Section):
     last_call_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     heartbeat_s: int = Field(default=5, ge=1, strict=True)
 
+    @field_validator("endpoint")
+    @classmethod
+    def _has_a_port(cls, endpoint: str) -> str:
+        if not 0 < int(endpoint.rpartition(":")[2]) < 65536:
+            raise ValueError(f"endpoint is HOST:PORT with a port from 1 to 65535, got {endpoint!r}")
+        return endpoint
+
     @property
     def host(self) -> str:
         return self.endpoint.rpartition(":")[0]

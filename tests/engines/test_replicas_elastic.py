@@ -1,17 +1,23 @@
 """Replicas that come and go: processes of their own, which are killed and started in the middle of a training."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import ROOT, environment
+from replicas_training import PLAIN, Apart, algorithm, assert_close, weights_of
 
+from recparallel.config import parse_config
+from recparallel.engines.replica_binding import make_mode
 from recparallel.engines.replica_membership import host_meeting_point
+from recparallel.errors import ConfigError
 
 PROGRAM = ROOT / "tests" / "elastic_program.py"
 MODES: dict[str, dict[str, Any]] = {
@@ -21,19 +27,36 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("mode", "stages"),
+    [
+        ({"mode": "local_sgd", "local_steps": [[0, 1], [2, 2]]}, 1),
+        ({"mode": "local_sgd", "local_steps": 4}, 2),
+        ({"mode": "diloco", "local_steps": 3}, 2),
+    ],
+)
+def test_where_nobody_comes_or_goes_it_is_the_same_algorithm(pools, mode, stages):
+    """Also with a round that the end cuts short."""
+    store = host_meeting_point(0)
+    elastic = {"endpoint": f"127.0.0.1:{store.port}", "least": 2}
+    run = replace(PLAIN, stages=stages, steps=7, deepspeed={})
+    apart = Apart(run, {**mode, "replicas": 2, "elastic": elastic}, launches=2)
+    assert_close(weights_of(pools[2 * stages], apart), algorithm(run, mode, worlds=2))
+
+
 class Meeting:
     """A meeting point, and the replicas that were started at it."""
 
     def __init__(self, folder: Path, mode: dict[str, Any]) -> None:
         self._folder, self._store = folder, host_meeting_point(0)
         elastic = {"endpoint": f"127.0.0.1:{self._store.port}", "last_call_s": 2.0, "heartbeat_s": 1}
-        self._mode = {"replicas": 2, "timeout_s": 60.0, **mode, "elastic": {**elastic, **mode.get("elastic", {})}}
+        self.mode = {"replicas": 2, "timeout_s": 60.0, **mode, "elastic": {**elastic, **mode.get("elastic", {})}}
         self._running: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, name: str, **told: Any) -> None:
         out = self._folder / name
         out.mkdir()
-        given = {"mode": self._mode, "out": str(out), **told}
+        given = {"mode": self.mode, "out": str(out), **told}
         with (out / "log").open("w") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, str(PROGRAM), json.dumps(given)],
@@ -55,6 +78,9 @@ class Meeting:
     def kill(self, name: str) -> None:
         self._running[name].kill()
         self._running[name].wait()
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        self._running[name].send_signal(number)
 
     def end(self, name: str, seconds: float = 120.0) -> int:
         return self._running[name].wait(timeout=seconds)
@@ -118,3 +144,73 @@ def test_one_is_killed_and_another_comes(meet, mode, tmp_path):
     assert resumed["weights"] == new["weights"]
     assert resumed["progress"] == new["progress"] >= steps + 20
     assert new["losses"][0] < stays["losses"][0] - 0.2
+
+
+def test_one_that_hangs_is_left_behind_and_comes_back(meet):
+    steps, meeting = 80, meet({**MODES["local_sgd"], "timeout_s": 8.0})
+    for name in ("stays", "hangs"):
+        meeting.start(name, steps=steps, seconds=0.2)
+    meeting.wait_for("hangs", "step", count=10)
+    meeting.send("hangs", signal.SIGSTOP)
+    meeting.wait_for("stays", "formed 1")
+    meeting.send("hangs", signal.SIGCONT)
+    meeting.wait_for("stays", "formed 2", count=2)
+    stays, hangs = meeting.found("stays"), meeting.found("hangs")
+    assert stays["weights"] == hangs["weights"]
+    assert stays["progress"] == hangs["progress"] >= steps
+    assert stays["dealt"] - stays["landed"] <= 2  # it came back with what it had learned
+
+
+def test_one_that_is_not_like_the_others_is_not_let_in(meet):
+    meeting = meet(MODES["local_sgd"])
+    meeting.start("stays", steps=40, seconds=0.2)
+    meeting.wait_for("stays", "step", count=4)
+    meeting.start("odd", steps=40, mode={**meeting.mode, "local_steps": 5})
+    assert meeting.end("odd") != 0
+    assert "this replica is not like the others: it has" in meeting.log("odd")
+    assert meeting.found("stays")["progress"] >= 40
+    meeting.start("late", steps=40)
+    assert meeting.end("late") != 0
+    assert "the training 'training'" in meeting.log("late")
+    assert "is over" in meeting.log("late")
+
+
+def test_nobody_at_the_meeting_point(meet):
+    meeting = meet({**MODES["local_sgd"], "timeout_s": 3.0, "elastic": {"endpoint": "127.0.0.1:9"}})
+    meeting.start("alone", steps=4)
+    assert meeting.end("alone") != 0
+    assert "cannot reach the meeting point within 3 s" in meeting.log("alone")
+    assert "127.0.0.1:9" in meeting.log("alone")
+
+
+def test_too_few(meet):
+    meeting = meet({**MODES["local_sgd"], "timeout_s": 3.0, "elastic": {"least": 2}})
+    meeting.start("alone", steps=4)
+    assert meeting.end("alone") != 0
+    assert "finds too few others within 3 s" in meeting.log("alone")
+
+
+ELASTIC = {"endpoint": "somewhere:29400"}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"mode": "local_sgd", "elastic": ELASTIC}, "elastic without replicas"),
+        ({"mode": "local_sgd", "replicas": 2, "elastic": {"endpoint": "somewhere"}}, "endpoint"),
+        ({"mode": "local_sgd", "replicas": 2, "elastic": {"endpoint": "somewhere:99999"}}, "endpoint"),
+        ({"mode": "local_sgd", "replicas": 2, "elastic": {**ELASTIC, "least": 3}}, "least is 3, of at most 2"),
+        ({"mode": "local_sgd", "replicas": 2, "elastic": {**ELASTIC, "heartbeat_s": 0}}, "heartbeat_s"),
+        ({"mode": "local_sgd", "replicas": 2, "elastic": ELASTIC, "gate": {}}, "gate beside elastic"),
+        ({"elastic": ELASTIC}, "elastic beside mode 'synchronous'"),
+        ({"mode": "delayed", "replicas": 2, "elastic": ELASTIC}, "mode 'delayed' with exchanges that land later"),
+        ({"mode": "diloco", "replicas": 2, "elastic": ELASTIC, "fragments": 2}, "by fragments"),
+        (
+            {"mode": "bounded_staleness", "replicas": 2, "elastic": ELASTIC, "local_steps": [4, 2]},
+            "numbers of replicas that come and go change",
+        ),
+    ],
+)
+def test_settings_that_cannot_run(section, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mode(parse_config({"recparallel": {"data_parallel": section}}).data_parallel, replicas=2)

@@ -177,6 +177,7 @@ OWN_ATTRIBUTES = {
     "_elastic",
     "_enter",
     "_exchanges",
+    "_followed",
     "_form",
     "_hand_on",
     "_handed_in",

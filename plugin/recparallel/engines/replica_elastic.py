@@ -2,13 +2,14 @@
 
 Where an exchange fails, somebody has gone; where one tells that somebody waits, he is let in. Then all form the outer group anew,
 and tell how far they are. The one that is furthest hands on to those behind it: the common weights, the outer optimizer's state,
-the clock, and, to who is new, what optimizers inside keep. Who is behind and was there before has handed in progress that the
-others have followed: he follows it too, and keeps what he has learned since. Where nobody has followed it, it is handed in again.
-So what a replica has learned is lost with this replica alone.
+the clock, and, to who is new, what optimizers inside keep. Who is behind and was there before may have handed in progress that the
+others have followed: he keeps what he has learned since. Where nobody has followed it, it is handed in again. So what a replica
+has learned is lost with this replica alone.
 """
 
 import logging
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,6 @@ from recparallel.config import DataParallelConfig
 from recparallel.data_parallel.mode import OwnPace
 from recparallel.engines.agreement import Ranks
 from recparallel.engines.engine_state import collect_parts, read_weights, restore, write_weights
-from recparallel.engines.replica import Flight
 from recparallel.engines.replica_exchange import Mean, OuterExchange
 from recparallel.engines.replica_membership import Elastic, Membership
 from recparallel.engines.replica_own_pace import OwnPaceReplicas
@@ -49,6 +49,7 @@ class _Standing:
         counters: of an :class:`OwnPaceReplicas`, which those behind take over.
         seen: progress, as its training loop has seen it last.
         dealing: the counter by which batches are dealt out, and from which number.
+        followed: ``exchanges`` at the end of each group, by its name.
     """
 
     progress: int
@@ -58,6 +59,7 @@ class _Standing:
     counters: tuple[int, int, int]
     seen: int
     dealing: tuple[str, int]
+    followed: dict[str, int]
 
     @property
     def how_far(self) -> tuple[int, int]:
@@ -89,6 +91,7 @@ class ElasticReplicas(OwnPaceReplicas):
         self._dealing: tuple[str, int] | None = None
         self._met: tuple[int, int] | None = None
         self._handed_in = (0, 0, 0, 0.0)
+        self._followed: dict[str, int] = {}
 
     @property
     def place(self) -> tuple[int, int]:
@@ -153,6 +156,7 @@ class ElasticReplicas(OwnPaceReplicas):
         mean = super()._land(part)
         assert mean is not None
         self._exchanges, self._failed = self._exchanges + 1, 0
+        self._followed[self._members.round] = self._exchanges
         if any(told.waiting for told in mean.headers) and not any(told.meeting for told in mean.headers):
             self._form()
         return mean
@@ -164,6 +168,7 @@ class ElasticReplicas(OwnPaceReplicas):
             ReplicaError: too few come, or this one is not like the others.
         """
         flight, before = self._flights.pop(0, None), 0 if self._is_new else self.world.count
+        group = "" if self._is_new else self._members.round
         for attempt in range(_ATTEMPTS):
             self._leave_group()
             self.world = self._members.next()
@@ -182,9 +187,10 @@ class ElasticReplicas(OwnPaceReplicas):
                 logger.warning("replicas could not form (%s); once more", error)
                 continue
             break
+        is_followed = first.followed.get(group, 0) > self._exchanges
         if behind[self.world.number]:
-            self._catch_up(first, tensors, numbers, flight)
-        elif flight is not None:
+            self._catch_up(first, tensors, numbers, flight.left if flight is not None and is_followed else None)
+        if flight is not None and not is_followed:
             targets, steps, stale, seconds = self._handed_in
             self._targets, self._steps = self._targets + targets, self._steps + steps
             self._stale, self._seconds = self._stale + stale, self._seconds + seconds
@@ -209,6 +215,7 @@ class ElasticReplicas(OwnPaceReplicas):
             (self._clock, self._landed, self._longest),
             self._seen,
             self._dealing or (f"dealt/{uuid.uuid4().hex}", self.progress * self._of),
+            self._followed,
         )
         return list(self._exchange.gather(own))
 
@@ -238,15 +245,17 @@ class ElasticReplicas(OwnPaceReplicas):
         return self._exchange.hand_on(tensors, first=first), self._exchange.as_first(numbers, first=first)
 
     def _catch_up(
-        self, first: _Standing, tensors: dict[str, Tensor], numbers: dict[str, Any], flight: Flight | None
+        self, first: _Standing, tensors: dict[str, Tensor], numbers: dict[str, Any], left: Mapping[str, Tensor] | None
     ) -> None:
+        """Take over what ``first`` has handed on, and keep what was learned since the weights were ``left``; if that is not given,
+        since they were those in common."""
         common = {name: tensors[f"{WEIGHT}/{name}"].to(weight.device) for name, weight in self.common.items()}
         if self._is_new:
             restore(self.engine, {key: own for key, own in tensors.items() if not key.startswith(_OUTER)}, parts=True)
         else:
             now = read_weights(self.engine)
-            left = self.common if flight is None else flight.left
-            write_weights(self.engine, {name: common[name] + (now[name] - left[name].detach()) for name in common})
+            since = self.common if left is None else left
+            write_weights(self.engine, {name: common[name] + (now[name] - since[name].detach()) for name in common})
         outer: dict[str, dict[str, Any]] = {}
         for key, value in {**tensors, **numbers}.items():
             kind, _, rest = key.partition("/")
@@ -257,7 +266,7 @@ class ElasticReplicas(OwnPaceReplicas):
             weight.data.copy_(common[name])
         self._load_outer(outer)
         self._clock, self._landed, self._longest = first.counters
-        self._exchanges = first.exchanges
+        self._exchanges, self._followed = first.exchanges, dict(first.followed)
         if self._is_new:
             self._seen = first.seen
             if self.progress and hasattr(self.engine.lr_scheduler, "last_batch_iteration"):

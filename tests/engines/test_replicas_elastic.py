@@ -113,7 +113,13 @@ def meet(tmp_path: Path) -> Iterator[Any]:
         meeting.close()
 
 
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, id=name, marks=[pytest.mark.slow] * (name != "bounded_staleness"))
+        for name, mode in MODES.items()
+    ],
+)
 def test_one_is_killed_and_another_comes(meet, mode, tmp_path):
     steps, meeting = 60, meet(mode)
     for name in ("stays", "dies"):
@@ -146,6 +152,7 @@ def test_one_is_killed_and_another_comes(meet, mode, tmp_path):
     assert new["losses"][0] < stays["losses"][0] - 0.2
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_left_behind_and_comes_back(meet):
     steps, meeting = 80, meet({**MODES["local_sgd"], "timeout_s": 8.0})
     for name in ("stays", "hangs"):

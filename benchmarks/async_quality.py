@@ -15,15 +15,16 @@ def _apart(mode: str, **options: Any) -> dict[str, Any]:
     return {"data_parallel": {"mode": mode, "replicas": 2, **options}}
 
 
+_OUTER = {"outer_learning_rate": 0.7, "outer_momentum": 0.3}
+
 STUDY = Study(
     "async_quality",
     (
         Way("synchronous", alias="dense"),
+        Way("diloco, 10 steps", _apart("diloco", local_steps=10, **_OUTER)),
+        Way("bounded_staleness, 10 and 5 steps", _apart("bounded_staleness", local_steps=[10, 5], **_OUTER)),
         Way("local_sgd, 8 steps", _apart("local_sgd", local_steps=8)),
-        Way("diloco, 20 steps", _apart("diloco", local_steps=20)),
-        Way("diloco, 50 steps", _apart("diloco", local_steps=50)),
-        Way("bounded_staleness, 20 and 10 steps", _apart("bounded_staleness", local_steps=[20, 10])),
-        Way("bounded_staleness, 10 and 5 steps", _apart("bounded_staleness", local_steps=[10, 5])),
+        Way("diloco, 20 steps, momentum 0.9", _apart("diloco", local_steps=20)),
     ),
     Path("docs") / "data_parallel.md",
 )

@@ -40,6 +40,7 @@ _INT8 = {"compression": "int8"}
 WAYS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "torch DDP": ("ddp", None),
     "synchronous, auto": ("ddp auto of ours", None),
+    "synchronous, auto, by speed": ("", {"mode": "synchronous", "shares": "by_speed"}),
     "local_sgd": ("", {"mode": "local_sgd", "local_steps": _LOCAL}),
     "delayed": ("", {"mode": "delayed", "delay": 4, "local_steps": _LOCAL}),
     "diloco, int8": ("", {"mode": "diloco", "local_steps": _LOCAL, "overlap": 4, **_INT8}),

@@ -22,8 +22,12 @@ from benchmarks.peers.deepspeed_config import config_of
 from benchmarks.peers.sides import get_side
 from benchmarks.peers.trainer import Job
 from recparallel import events
+from recparallel.engines.places import data_parallel_place
 
 _TIMEOUT = timedelta(seconds=240)
+
+_SETTLING = 4
+"""Steps behind which replicas of one world have their shares."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,22 @@ def _apart(job: Job, order: Order) -> dict[str, Any]:
     config = config_of(job, num_replicas=_world_size())
     mode = order.mode or {"mode": "local_sgd", "local_steps": 10**6}
     config["recparallel"] = {"stages": 1, "attention": "fastest", "data_parallel": mode}
-    shares = {"micro_batch": job.setting.micro_batch, "num_replicas": _world_size()}
-    sample = micro_batches(job.spec, 0, replica=0, **shares)[0]
+    if mode["mode"] == "synchronous":
+        config["recparallel"]["compression"] = "auto"
+    sample = micro_batches(job.spec, 0, replica=0, micro_batch=job.setting.micro_batch, num_replicas=_world_size())[0]
     engine, *_ = recparallel.initialize(model=job.spec.recommender(), config=config, sample=sample)
     replicas = engine.recparallel.replicas
     numbers = iter(range(10**6))
 
     def step() -> None:
-        engine.train_batch(iter(micro_batches(job.spec, next(numbers), replica=replicas.world.number, **shares)))
+        engine.train_batch(iter(_own_batches(engine, job, next(numbers))))
 
-    step()
+    for _ in range(1 if replicas is not None else _SETTLING):
+        step()
     in_lockstep = bool(order.mode) and order.mode["mode"] != "bounded_staleness"
     count = _count(step, order.rounds_of, order) if order.mode else 0
     # The only decision that all take together: another one would wait for what is on its way.
-    count = replicas.as_first(count if in_lockstep else 0)
+    count = _as_first(engine, count if in_lockstep else 0)
     told: list[events.ReplicaExchange] = []
     with events.subscribe(lambda event: told.append(event) if isinstance(event, events.ReplicaExchange) else None):
         report = _measured(
@@ -101,12 +107,33 @@ def _apart(job: Job, order: Order) -> dict[str, Any]:
             job.spec.global_batch // _world_size(),
             lambda steps, spent: steps == count if count else spent >= order.seconds,
         )
+    if replicas is None:
+        return report
     report["waited"] = sum(event.waited for event in told)
     own = [event.staleness[replicas.world.number] for event in told]
     report["staleness"] = sum(own) / len(own) if own else 0.0
     if order.mode:
         engine.recparallel.meet()
     return report
+
+
+def _own_batches(engine: Any, job: Job, number: int) -> list[Any]:
+    """Of this replica, in a step."""
+    place, count = data_parallel_place(engine)
+    if (shares := engine.recparallel.shares) is None:
+        return micro_batches(job.spec, number, replica=place, micro_batch=job.setting.micro_batch, num_replicas=count)
+    ((inputs, labels),) = micro_batches(job.spec, number, replica=0, micro_batch=job.spec.global_batch, num_replicas=1)
+    own = shares.rows[place]
+    begin = engine.micro_batches * sum(shares.rows[:place])
+    return [(inputs[i : i + own], labels[i : i + own]) for i in range(begin, begin + engine.micro_batches * own, own)]
+
+
+def _as_first(engine: Any, count: int) -> int:
+    if engine.recparallel.replicas is not None:
+        return int(engine.recparallel.as_first(count))
+    told = torch.tensor([count])
+    dist.broadcast(told, 0)
+    return int(told)
 
 
 def _count(step: Callable[[], Any], of: int, order: Order) -> int:

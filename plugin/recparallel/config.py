@@ -8,7 +8,7 @@ process group exists and imports neither torch nor DeepSpeed. What only both tog
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -230,6 +230,8 @@ class DataParallelConfig(_Section):
         timeout_s: after which a replica that does not come to an exchange is an error.
         gate: leave the mode where recommendations become worse.
         elastic: replicas come and go; ``replicas`` says how many there are at most.
+        shares: of ``synchronous`` replicas in a global batch: rows of a micro-batch by replica, or ``by_speed``, which measures
+            them and shares anew every few steps; equal ones if left out.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -240,6 +242,7 @@ class DataParallelConfig(_Section):
     timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     gate: GateConfig | None = None
     elastic: ElasticConfig | None = None
+    shares: Literal["by_speed"] | list[Annotated[int, Field(ge=1, strict=True)]] | None = None
 
     @field_validator("mode")
     @classmethod
@@ -255,9 +258,11 @@ class DataParallelConfig(_Section):
 
     @model_validator(mode="after")
     def _used(self) -> "DataParallelConfig":
-        given = sorted({*self.model_fields_set, *self.options} - {"mode"})
+        given = sorted({*self.model_fields_set, *self.options} - {"mode", "shares"})
         if self.mode == SYNCHRONOUS and given:
             raise ValueError(f"{', '.join(given)} beside mode {SYNCHRONOUS!r}, whose replicas share one world")
+        if self.mode != SYNCHRONOUS and self.shares is not None:
+            raise ValueError(f"shares beside mode {self.mode!r}: they are of {SYNCHRONOUS!r} replicas; remove them")
         if self.elastic is not None and self.replicas is None:
             raise ValueError(
                 "elastic without replicas: say among how many a global batch is divided, and how many can join"

@@ -44,6 +44,7 @@ def check_together(
     check_lazy_rows(deepspeed_config, config)
     check_adaptive(deepspeed_config, config)
     check_data_parallel(deepspeed_config, config, world_size=world_size)
+    check_shares(deepspeed_config, config, world_size=world_size)
 
 
 def _check_batch_sizes(deepspeed_config: dict[str, Any], *, replicas: int) -> None:
@@ -335,6 +336,35 @@ def check_lazy_rows(deepspeed_config: dict[str, Any], config: RecParallelConfig)
         )
 
 
+def check_shares(deepspeed_config: dict[str, Any], config: RecParallelConfig, *, world_size: int) -> None:
+    """Refuse shares of a global batch that replicas cannot have.
+
+    Args:
+        world_size: number of processes of the launch.
+
+    Raises:
+        ConfigError: which setting, and what is allowed.
+    """
+    shares, where = config.data_parallel.shares, f"{SECTION}.data_parallel.shares"
+    if shares is None:
+        return
+    if config.stages > 1 or config.tensor > 1:
+        raise ConfigError(
+            f"{where} with {SECTION}.stages {config.stages} and {SECTION}.tensor {config.tensor}: what ranks hand on to each "
+            "other has one shape; it runs with 1 and 1"
+        )
+    if shares == "by_speed":
+        return
+    replicas, micro = config.replicas(world_size), _positive(deepspeed_config, "train_micro_batch_size_per_gpu")
+    if len(shares) != replicas:
+        raise ConfigError(f"{where} {shares} has {len(shares)} numbers, the launch has {replicas} replicas")
+    if micro is not None and sum(shares) != micro * replicas:
+        raise ConfigError(
+            f"{where} {shares} are {sum(shares)} rows, but train_micro_batch_size_per_gpu {micro} × {replicas} replicas are "
+            f"{micro * replicas}; they must be equal"
+        )
+
+
 def check_data_parallel(deepspeed_config: dict[str, Any], config: RecParallelConfig, *, world_size: int) -> None:
     """Refuse replicas that cannot be worlds of their own.
 
@@ -376,6 +406,15 @@ def check_data_parallel(deepspeed_config: dict[str, Any], config: RecParallelCon
     if given:
         raise ConfigError(
             f"{where}.compression.{given[0]} is not supported between replicas that train apart; remove it"
+        )
+    if (
+        exchanged is not None
+        and exchanged.codec == "torch_powersgd"
+        and config.data_parallel.options.get("fragments", 1) != 1
+    ):
+        raise ConfigError(
+            f"{where}.compression 'torch_powersgd' with fragments {config.data_parallel.options['fragments']!r}: torch tells "
+            "buckets apart by their number in an exchange, and fragments have the same numbers; use 'power_sgd'"
         )
     if config.spread_head or config.tensor > 1:
         key = "spread_head" if config.spread_head else "tensor"

@@ -178,6 +178,24 @@ class ReplicasFormed:
 
 
 @dataclass(frozen=True)
+class SharesChanged:
+    """From behind step ``step`` on a micro-batch of each replica has ``rows`` rows, of which one takes it ``seconds``; of what the
+    slowest replica computes, ``gain`` should be saved."""
+
+    step: int
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+    gain: float
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{1e3 * own:.1f}" for own in self.seconds)
+        return (
+            f"step {self.step}: replicas get {', '.join(map(str, self.rows))} rows of a micro-batch, one of which takes them "
+            f"{times} ms; {self.gain:.0%} of the slowest replica's computation should be saved"
+        )
+
+
+@dataclass(frozen=True)
 class FellBack:
     """Recommendations had become worse behind step ``step``: ``value``, where ``best`` had been reached. Replicas, so far in mode
     ``before``, exchange by ``now`` from here on."""
@@ -199,6 +217,7 @@ Event = (
     ReplicaExchange
     | FellBack
     | ReplicasFormed
+    | SharesChanged
     | Phase
     | Transfer
     | Exchange

@@ -91,6 +91,10 @@ def test_an_option_out_of_range(section, message):
             {"data_parallel": {**LOCAL, "compression": {"codec": "int8", "aggregation": "hierarchical"}}},
             "'hierarchical' is not",
         ),
+        (
+            {"data_parallel": {"mode": "diloco", "local_steps": 4, "fragments": 2, "compression": "torch_powersgd"}},
+            "fragments have the same numbers",
+        ),
         ({"tensor": 2}, r"does not run with recparallel\.tensor yet"),
         ({"stages": 2, "spread_head": True}, r"does not run with recparallel\.spread_head yet"),
     ],

@@ -184,6 +184,7 @@ OWN_ATTRIBUTES = {
     "_handler",
     "_identity",
     "_is_joined",
+    "_is_measured",
     "_is_new",
     "_leave_group",
     "_load_left_out",

@@ -47,6 +47,7 @@ from recparallel.engines.replica_binding import make_mode
 from recparallel.engines.replica_membership import Elastic
 from recparallel.engines.replica_world import ReplicaWorld, divide_launch
 from recparallel.engines.seams import check_version
+from recparallel.engines.speed_shares import Shares
 from recparallel.engines.training_step import bind_training_step
 from recparallel.errors import ConfigError, HookError
 from recparallel.models.attention import with_attention
@@ -271,7 +272,11 @@ def _attach(
         rows = LazyRows(engine, group) if trains_lazy_rows(engine.module, asked=section.lazy_rows) else None
         if rows is not None:
             rows.bind(bindings)
-        handle = Handle(engine, bound, section, bindings, rows=rows)
+        shares = None
+        if (asked := section.data_parallel.shares) is not None:
+            shares = Shares(engine, None if asked == "by_speed" else asked)
+            shares.bind(bindings)
+        handle = Handle(engine, bound, section, bindings, rows=rows, shares=shares)
         bindings.bind(engine, "recparallel", handle)
         if section.partition.adaptive and _may_rebalance(engine):
             check_adaptive(read_deepspeed_config(config or {}), section)

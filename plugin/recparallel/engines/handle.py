@@ -15,6 +15,7 @@ from recparallel.engines.replica import Replicas
 from recparallel.engines.replica_binding import bind_replicas, join_replicas
 from recparallel.engines.replica_membership import Elastic
 from recparallel.engines.replica_world import ReplicaWorld
+from recparallel.engines.speed_shares import Shares
 from recparallel.engines.stage_bindings import bind_stage
 from recparallel.errors import ConfigError
 from recparallel.plan import ParallelPlan, Partition
@@ -29,6 +30,7 @@ class Handle(HookState):
         plan: what is being executed; None for an engine without a pipeline.
         checkpoint: the one that was written or loaded last; its step says whether it still holds what the engine does.
         rows: item tables that are trained beside DeepSpeed's optimizer; None without ``lazy_rows``.
+        shares: rows of a micro-batch by replica, where they differ; else None.
         replicas: those that train apart, of which this engine is one; None in a single world.
         writing: tells whether a checkpoint is being written beside the training.
     """
@@ -47,8 +49,9 @@ class Handle(HookState):
         bindings: Bindings,
         *,
         rows: LazyRows | None = None,
+        shares: Shares | None = None,
     ) -> None:
-        self.engine, self.hook, self.rows = engine, hook, rows
+        self.engine, self.hook, self.rows, self.shares = engine, hook, rows, shares
         self._section, self._bindings, self._of_stage = section, bindings, Bindings()
 
     def bind_stage(self) -> None:

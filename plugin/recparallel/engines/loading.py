@@ -9,6 +9,7 @@ from recparallel.data.batching import PackedLoader, WindowLoader, first_rows, pa
 from recparallel.data.dealt_sampler import DealtSampler
 from recparallel.data.packing import Packs
 from recparallel.data.sampler import GlobalBatchSampler
+from recparallel.data.shared_sampler import SharedSampler
 from recparallel.data.windows import Windows
 from recparallel.engines.packed_rows import Sample
 from recparallel.engines.places import data_parallel_place
@@ -65,6 +66,8 @@ def _sampler_of(engine: Any, num_rows: int, section: RecParallelConfig) -> Globa
             replica=engine.grid.data_parallel_id,
             **common,
         )
+    if (shares := engine.recparallel.shares) is not None:
+        return SharedSampler(num_rows, rows=lambda: shares.rows, replica=replica, **common)
     return GlobalBatchSampler(num_rows, replica=replica, **common)
 
 

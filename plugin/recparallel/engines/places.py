@@ -11,3 +11,9 @@ def data_parallel_place(engine: Any) -> tuple[int, int]:
         return number, size
     own, count = replicas.place
     return own * size + number, count * size
+
+
+def times_own_share(engine: Any) -> float:
+    """How many times what this replica has of a global batch that is."""
+    shares = engine.recparallel.shares
+    return data_parallel_place(engine)[1] if shares is None else shares.own_in_all

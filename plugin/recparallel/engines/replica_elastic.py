@@ -62,8 +62,9 @@ class _Standing:
     followed: dict[str, int]
 
     @property
-    def how_far(self) -> tuple[int, int]:
-        return self.progress, self.exchanges
+    def how_far(self) -> tuple[int, int, bool]:
+        """Who was there before is further than who has just come."""
+        return self.progress, self.exchanges, not self.is_new
 
 
 class ElasticReplicas(OwnPaceReplicas):

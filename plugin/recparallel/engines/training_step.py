@@ -92,7 +92,8 @@ def _sequences(engine: Any, batches: list[Any] | None) -> int:
     """Of all replicas in a step; where rows are packed, as many of each as of this one."""
     if batches is None or not isinstance(batches[0], PackedBatch):
         return int(engine.train_batch_size())
-    return int(sum(map(sequences_of, batches)) * engine.grid.data_parallel_size)
+    shares = engine.recparallel.shares
+    return round(sum(map(sequences_of, batches)) * (shares.own_in_all if shares else engine.grid.data_parallel_size))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from recparallel.events import (
     MoveOutcome,
     ReplicaExchange,
     ReplicasFormed,
+    SharesChanged,
     StepDone,
 )
 
@@ -63,6 +64,8 @@ class WandbTracker:
             self.run.log({"move/share_saved": event.share_saved}, step=event.step)
         elif isinstance(event, FellBack):
             self.run.log({"replicas/fell_back": str(event)}, step=self._step)
+        elif isinstance(event, SharesChanged):
+            self.run.log({f"shares/rows_{number}": rows for number, rows in enumerate(event.rows)}, step=event.step)
         elif isinstance(event, ReplicasFormed):
             self.run.log({"replicas/count": event.count}, step=self._step)
         elif isinstance(event, ReplicaExchange):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from recparallel.data.batching import sequences_of
 from recparallel.data.markers import IGNORE
 from recparallel.engines.checkpoint import Checkpointer
-from recparallel.engines.places import data_parallel_place
+from recparallel.engines.places import times_own_share
 from recparallel.engines.step_summary import StepSummary
 from recparallel.training.arguments import RANK, TrainingArguments
 from recparallel.training.best import Best
@@ -19,7 +19,7 @@ from recparallel.training.gate import Gate
 
 @dataclass
 class Pace:
-    """What training steps took and did, over all replicas: each is taken to have as much as this one.
+    """What training steps took and did, over all replicas: each row is taken to have as much as this replica's.
 
     Attributes:
         seconds: in them.
@@ -29,20 +29,20 @@ class Pace:
     """
 
     seconds: float = 0.0
-    sequences: int = 0
-    targets: int = 0
-    positions: int = 0
+    sequences: float = 0
+    targets: float = 0
+    positions: float = 0
 
-    def add(self, seconds: float, micro_batches: Sequence[Any], replicas: int) -> None:
-        """One step, by the micro-batches of one replica."""
+    def add(self, seconds: float, micro_batches: Sequence[Any], times: float) -> None:
+        """One step, by the micro-batches of one replica, which are a part of all, ``times`` as large."""
         self.seconds += seconds
-        self.sequences += replicas * sum(map(sequences_of, micro_batches))
-        self.targets += replicas * sum(int((batch[1] != IGNORE).sum()) for batch in micro_batches)
-        self.positions += replicas * sum(batch[0].numel() for batch in micro_batches)
+        self.sequences += times * sum(map(sequences_of, micro_batches))
+        self.targets += times * sum(int((batch[1] != IGNORE).sum()) for batch in micro_batches)
+        self.positions += times * sum(batch[0].numel() for batch in micro_batches)
 
     def scaled(self, share: float) -> "Pace":
         """Where replicas run at their own pace: what all did is ``share`` of what they would have done at this one's."""
-        scale = {name: round(share * getattr(self, name)) for name in ("sequences", "targets", "positions")}
+        scale = {name: share * getattr(self, name) for name in ("sequences", "targets", "positions")}
         return replace(self, **scale)
 
     def summary(self) -> dict[str, float | None]:
@@ -91,7 +91,7 @@ class Fit:
                 for micro_batches in self.loader:
                     start = time.perf_counter()
                     loss = engine.train_batch(iter(micro_batches))
-                    pace.add(time.perf_counter() - start, micro_batches, data_parallel_place(engine)[1])
+                    pace.add(time.perf_counter() - start, micro_batches, times_own_share(engine))
                     bar.set_postfix(epoch=self.loader.sampler.epoch, loss=f"{loss.item():.4f}")
                     self._log_costs()
                     step = self._by_the_clock(bar, step, total_steps)

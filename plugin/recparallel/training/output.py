@@ -28,7 +28,15 @@ def tell_decisions(event: events.Event) -> None:
     """A line above the progress bar for layers that moved and what came of it, and for how gradients will be exchanged; and for
     a mode of data parallelism that replicas have left."""
     if isinstance(
-        event, (events.Move, events.MoveOutcome, events.ExchangeChoice, events.FellBack, events.ReplicasFormed)
+        event,
+        (
+            events.Move,
+            events.MoveOutcome,
+            events.ExchangeChoice,
+            events.FellBack,
+            events.ReplicasFormed,
+            events.SharesChanged,
+        ),
     ):
         tqdm.write(str(event))
 

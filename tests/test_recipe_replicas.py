@@ -104,12 +104,12 @@ def test_launches_come_and_go(tmp_path):
     store = host_meeting_point(0)
     elastic = {"endpoint": f"127.0.0.1:{store.port}", "last_call_s": 2.0, "heartbeat_s": 1}
     section = {"data_parallel": {"mode": "diloco", "local_steps": 4, "replicas": 2, "elastic": elastic}}
-    config = write_config(tmp_path / "ds.json", train_micro_batch_size_per_gpu=2, recparallel=section)
+    config = write_config(tmp_path / "ds.json", train_micro_batch_size_per_gpu=2, recparallel={**section, "stages": 2})
     arguments = ["--deepspeed_config", str(config), "--dataset", "movielens-100k", "--data_dir", str(log)]
     arguments += ["--max_length", "16", "--learning_rate", "3e-3", "--eval_epochs", "50", "--save_steps", "50"]
 
     def start(name: str, *more: str) -> subprocess.Popen[str]:
-        own = command(1, *arguments, *more, "--output_dir", str(tmp_path / name))
+        own = command(2, *arguments, *more, "--output_dir", str(tmp_path / name))
         out = (tmp_path / f"{name}.log").open("w")
         return subprocess.Popen(
             own, cwd=ROOT, env=environment(), stdout=out, stderr=out, text=True, start_new_session=True
@@ -124,22 +124,22 @@ def test_launches_come_and_go(tmp_path):
             assert time.monotonic() < end, told(name)[-4000:]
             time.sleep(0.2)
 
-    stays, dies = start("stays", "--num_train_epochs", "100"), start("dies", "--num_train_epochs", "100")
+    stays, dies = start("stays", "--num_train_epochs", "80"), start("dies", "--num_train_epochs", "80")
     wait_for("stays", "2 replicas from here on")
     wait_for("stays", "epoch=5,")
     os.killpg(dies.pid, signal.SIGKILL)
     wait_for("stays", "1 replicas from here on, 2 before")
-    comes = start("comes", "--num_train_epochs", "100")
+    comes = start("comes", "--num_train_epochs", "80")
     wait_for("stays", "2 replicas from here on, 1 before")
     assert stays.wait(timeout=240) == comes.wait(timeout=240) == 0, told("stays")[-4000:] + told("comes")[-4000:]
     ranks = [json.loads((tmp_path / name / "test_ranks.json").read_text()) for name in ("stays", "comes")]
     assert ranks[0] == ranks[1]
     metrics = json.loads((tmp_path / "comes" / "metrics.json").read_text())
-    assert metrics["steps"] >= 1000  # a hundred epochs of ten global batches, whoever read them
+    assert metrics["steps"] >= 800  # eighty epochs of ten global batches, whoever read them
     assert metrics["hr@10"] > metrics["popularity"]["hr@10"]
     assert "epoch 50: valid HR@10" in told("stays")
 
     config.write_text(config.read_text().replace('"elastic": {', '"elastic": {"run": "again", '))
-    again = start("stays", "--num_train_epochs", "104", "--resume")
+    again = start("stays", "--num_train_epochs", "84", "--resume")
     assert again.wait(timeout=120) == 0, told("stays")[-4000:]
-    assert json.loads((tmp_path / "stays" / "metrics.json").read_text())["steps"] >= 1040
+    assert json.loads((tmp_path / "stays" / "metrics.json").read_text())["steps"] >= 840

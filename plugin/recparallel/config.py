@@ -197,7 +197,7 @@ class ElasticConfig(_Section):
     endpoint: str = Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")
     run: str = Field(default="training", min_length=1)
     least: int = Field(default=1, ge=1, strict=True)
-    last_call_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    last_call_s: float = Field(default=5.0, ge=2.0, allow_inf_nan=False)
     heartbeat_s: int = Field(default=5, ge=1, strict=True)
 
     @field_validator("endpoint")

@@ -169,6 +169,39 @@ def test_one_that_hangs_is_left_behind_and_comes_back(meet):
 
 
 @pytest.mark.slow
+def test_all_find_out_that_one_is_killed(meet):
+    """Also those who are not its neighbours in a ring, whose connections are whole: long before an exchange times out."""
+    names, meeting = ["a", "b", "c", "dies"], meet({**MODES["local_sgd"], "replicas": 4, "timeout_s": 300.0})
+    for name in names:
+        meeting.start(name, steps=40, seconds=0.15)
+    for name in names:
+        meeting.wait_for(name, "formed 4", seconds=120)
+    meeting.wait_for("a", "step", count=8)
+    meeting.kill("dies")
+    begin = time.monotonic()
+    for name in names[:3]:
+        meeting.wait_for(name, "formed 3")
+    assert time.monotonic() - begin < 60
+    found = [meeting.found(name) for name in names[:3]]
+    assert all(one["weights"] == found[0]["weights"] for one in found)
+
+
+@pytest.mark.slow
+def test_who_has_just_come_does_not_begin_a_training_anew(meet):
+    meeting = meet(MODES["local_sgd"])
+    for name in ("first", "second"):
+        meeting.start(name, steps=400, seconds=0.1)
+    meeting.wait_for("first", "formed 2", count=1)
+    meeting.wait_for("first", "step", count=10)
+    meeting.kill("second")
+    meeting.wait_for("first", "formed 1")
+    meeting.kill("first")
+    meeting.start("new", steps=20)
+    assert meeting.end("new") != 0
+    assert "of the 1 replicas that are there none was in it: resume it, or give another `run`" in meeting.log("new")
+
+
+@pytest.mark.slow
 def test_one_that_is_not_like_the_others_is_not_let_in(meet):
     meeting = meet(MODES["local_sgd"])
     meeting.start("stays", steps=40, seconds=0.2)

@@ -4,6 +4,7 @@
 ``attach`` is the half of it that works on an engine which someone else made.
 """
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -141,16 +142,19 @@ def initialize(
         if apart.gate is not None:
             make_mode(apart.changed(apart.gate.fall_back), replicas=worlds)
         check_codec(apart.compression)
-        world = divide_launch(worlds, timeout_s=apart.timeout_s) if apart.elastic is None else Elastic.of(apart)
-        deepspeed_config = _of_one_world(deepspeed_config, world.count)
+        world = divide_launch(worlds, timeout_s=apart.timeout_s) if apart.elastic is None else None
+        deepspeed_config = _of_one_world(deepspeed_config, worlds)
     deepspeed.init_distributed()
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if apart.elastic is not None:
+        world = Elastic.of(apart)
     if world is not None:
         partition = world.cut() or partition
-    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if sample is None and training_data is not None and max_length is not None:
         micro_batch = _micro_batch(deepspeed_config, section)
         sample = first_micro_batch(training_data, micro_batch, section, max_length=max_length)
-    pipeline = RecommenderPipeline(
+    pipeline_of = functools.partial(
+        RecommenderPipeline,
         model,
         num_stages=section.stages,
         partition=section.partition,
@@ -171,11 +175,13 @@ def initialize(
             lazy=lazy,
         ),
         profile=profile,
-        fixed=partition,
-        tells=world is None or world.tells,
+        tells=not isinstance(world, ReplicaWorld) or world.number == 0,
     )
-    if world is not None:
+    pipeline = pipeline_of(fixed=partition)
+    if isinstance(world, ReplicaWorld):
         world.tell_cut(pipeline.partition)
+    elif world is not None and (agreed := world.agree_on(pipeline.partition)) != pipeline.partition:
+        pipeline = pipeline_of(fixed=agreed)
     if "optimizer" not in kwargs:
         kwargs.setdefault("model_parameters", [p for p in pipeline.parameters() if p.requires_grad])
     engine, optimizer, _, scheduler = deepspeed.initialize(

@@ -100,6 +100,11 @@ class Handle(HookState):
         Collective. Steps of the training, as all have seen them last."""
         return self.progress if self.replicas is None else self.replicas.begin()
 
+    def last_seen(self, step: int) -> int:
+        """Steps of the training that all have seen last, where this replica has seen ``step``: one that was left behind, and has
+        caught up, goes on where the others are."""
+        return step if self.replicas is None else self.replicas.last_seen(step)
+
     def end(self) -> None:
         """The training is over: no replica joins any more."""
         if self.replicas is not None:

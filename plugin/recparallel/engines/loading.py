@@ -58,6 +58,7 @@ def _sampler_of(engine: Any, num_rows: int, section: RecParallelConfig) -> Globa
     common = {**batches, "num_replicas": count, "seed": section.seed}
     replicas = engine.recparallel.replicas
     if isinstance(replicas, OwnPaceReplicas):
+        replicas.dealt_from = f"{num_rows} rows by seed {section.seed}"
         return DealtSampler(
             num_rows,
             worlds=replicas.place[1],

@@ -54,6 +54,8 @@ class Replicas(ABC):
     """
 
     _exchange: OuterExchange
+    dealt_from: str = ""
+    """What batches are dealt from, where they are dealt."""
 
     def __init__(
         self,
@@ -96,6 +98,10 @@ class Replicas(ABC):
             steps of the training, as all have seen them last.
         """
         return self.progress
+
+    def last_seen(self, step: int) -> int:
+        """Steps of the training that all have seen last, where this replica has seen ``step``."""
+        return step
 
     def end(self) -> None:  # noqa: B027 (only replicas that come and go have somebody to tell)
         """The training is over: nothing is exchanged any more."""
@@ -266,17 +272,18 @@ class Replicas(ABC):
             {name: list(weight.shape) for name, weight in self.common.items()},
         )
 
+    def _digest(self) -> str:
+        """Of the common weights."""
+        digest = hashlib.sha256()
+        for name in sorted(self.common):
+            digest.update(self.common[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def _check_same(self) -> None:
         """Raises:
         ReplicaError: replicas could not exchange anything that makes sense.
         """
-        digest = hashlib.sha256()
-        for name in sorted(self.common):
-            digest.update(self.common[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        own = (
-            *self._identity(),
-            f"other initial weights (their digest is {digest.hexdigest()[:12]})",
-        )
+        own = *self._identity(), f"other initial weights (their digest is {self._digest()[:12]})"
         everyone = self._exchange.gather(own)
         for number, other in enumerate(everyone):
             for mine, theirs in zip(everyone[0], other):

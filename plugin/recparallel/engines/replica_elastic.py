@@ -8,9 +8,11 @@ has learned is lost with this replica alone.
 """
 
 import logging
+import time
+import traceback
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +24,6 @@ from recparallel import events
 from recparallel.checkpointing.names import STATE, WEIGHT
 from recparallel.config import DataParallelConfig
 from recparallel.data_parallel.mode import OwnPace
-from recparallel.engines.agreement import Ranks
 from recparallel.engines.engine_state import collect_parts, read_weights, restore, write_weights
 from recparallel.engines.replica_exchange import Mean, OuterExchange
 from recparallel.engines.replica_membership import Elastic, Membership
@@ -46,6 +47,7 @@ class _Standing:
         exchanges: that it has followed since the training began at this meeting point.
         is_new: it has been in no group yet.
         identity: what must be the same for all, in words.
+        digest: of the common weights of one that is new.
         counters: of an :class:`OwnPaceReplicas`, which those behind take over.
         seen: progress, as its training loop has seen it last.
         dealing: the counter by which batches are dealt out, and from which number.
@@ -56,15 +58,16 @@ class _Standing:
     exchanges: int
     is_new: bool
     identity: tuple[Any, ...]
+    digest: tuple[str, ...]
     counters: tuple[int, int, int]
     seen: int
     dealing: tuple[str, int]
     followed: dict[str, int]
 
     @property
-    def how_far(self) -> tuple[int, int, bool]:
+    def how_far(self) -> tuple[bool, int, int]:
         """Who was there before is further than who has just come."""
-        return self.progress, self.exchanges, not self.is_new
+        return not self.is_new, self.progress, self.exchanges
 
 
 class ElasticReplicas(OwnPaceReplicas):
@@ -83,12 +86,15 @@ class ElasticReplicas(OwnPaceReplicas):
         self, engine: Any, elastic: Elastic, section: DataParallelConfig, mode: OwnPace, *, clock: int
     ) -> None:
         self._elastic, self._of = elastic, elastic.count
-        self._members, self._ranks = Membership(elastic), Ranks(error=ReplicaError)
+        self._members, self._ranks = Membership(elastic), elastic.ranks
         alone = ReplicaWorld(0, elastic.count, dist.get_rank(), self._members.store, elastic.timeout)
         super().__init__(engine, alone, section, mode, clock=clock)
         self._exchanges = self._failed = 0
         self._seen = clock
         self._is_new, self._is_joined = True, False
+        self._waits = 0
+        self._identities: tuple[Any, ...] = ()
+        self._digests: tuple[str, ...] = ()
         self._dealing: tuple[str, int] | None = None
         self._met: tuple[int, int] | None = None
         self._handed_in = (0, 0, 0, 0.0)
@@ -100,6 +106,10 @@ class ElasticReplicas(OwnPaceReplicas):
 
     def begin(self) -> int:
         if self._is_new:
+            launch = f"{dist.get_world_size()} ranks, {self.engine.grid.data_parallel_size} pipelines"
+            everyone = self._ranks.gather(lambda: (*self._identity(), self.dealt_from))
+            self._identities = (launch, *(word for own in everyone for word in own))
+            self._digests = tuple(self._ranks.gather(self._digest))
             self._form()
         return self._seen
 
@@ -113,9 +123,13 @@ class ElasticReplicas(OwnPaceReplicas):
     def meet(self) -> None:
         """Once, until somebody has learned anything: who joins during a meeting meets once too."""
         self.begin()
-        if self._met != (self._exchanges, self.engine.global_steps):
+        while self._met != (self._exchanges, self.engine.global_steps):
             super().meet()
-            self._met = self._exchanges, self.engine.global_steps
+            if self._have_all_met():
+                self._met = self._exchanges, self.engine.global_steps
+
+    def last_seen(self, step: int) -> int:
+        return max(step, self._seen)
 
     def as_first(self, value: Any) -> Any:
         """The value itself: nothing that all must do alike is decided by it."""
@@ -144,14 +158,12 @@ class ElasticReplicas(OwnPaceReplicas):
         super()._leave_now(meeting=meeting, waiting=waiting)
 
     def _land(self, part: int) -> Mean | None:
-        landing = self._flights[part].mean
-        wait([landing])
-        error = landing.exception()
-        if any(self._ranks.gather(lambda: isinstance(error, (RuntimeError, dist.DistError)))):
+        failure = _failure_of(self._flights[part].mean)
+        if any(self._ranks.gather(lambda: failure is not None)):
             self._failed += 1
             if self._failed > _ATTEMPTS:
-                raise ReplicaError(f"{self._failed} exchanges in a row have failed: {error}") from error
-            logger.warning("an exchange has failed (%s); replicas form anew", error or "on another rank")
+                raise ReplicaError(f"{self._failed} exchanges in a row have failed: {failure}")
+            logger.warning("an exchange has failed (%s); replicas form anew", failure or "on another rank")
             self._form()
             return None
         mean = super()._land(part)
@@ -168,30 +180,34 @@ class ElasticReplicas(OwnPaceReplicas):
         Raises:
             ReplicaError: too few come, or this one is not like the others.
         """
-        flight, before = self._flights.pop(0, None), 0 if self._is_new else self.world.count
-        group = "" if self._is_new else self._members.round
-        for attempt in range(_ATTEMPTS):
+        before = 0 if self._is_new else self.world.count
+        left, group = self._take_back(), "" if self._is_new else self._members.round
+        for _ in range(_ATTEMPTS):
             self._leave_group()
-            self.world = self._members.next()
+            found = self._members.next(self._standing)
+            if found is None:
+                logger.warning("a replica has gone while replicas formed; they form once more")
+                continue
+            self.world, standings = found
+            number = max(range(len(standings)), key=lambda one: standings[one].how_far)
+            first = standings[number]
+            self._refuse_unlike(first)
+            if any(one.identity != first.identity for one in standings) or self._is_without_who_knows(first):
+                continue  # somebody who is not like the others leaves, or makes room
+            behind = [one is not first and _is_behind(one, first) for one in standings]
             try:
-                standings = self._ranks.together(self._enter)
-                number = max(range(len(standings)), key=lambda one: standings[one].how_far)
-                first = standings[number]
-                self._refuse_unlike(first)
-                behind = [one is not first and _is_behind(one, first) for one in standings]
+                self._ranks.together(self._enter)
                 tensors, numbers = self._ranks.together(partial(self._hand_on, number, any_behind=any(behind)))
-            except _OddError:
-                raise
             except ReplicaError as error:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
                 logger.warning("replicas could not form (%s); once more", error)
                 continue
             break
+        else:
+            raise ReplicaError(f"replicas could not form in {_ATTEMPTS} attempts; what each has met is in its log")
         is_followed = first.followed.get(group, 0) > self._exchanges
         if behind[self.world.number]:
-            self._catch_up(first, tensors, numbers, flight.left if flight is not None and is_followed else None)
-        if flight is not None and not is_followed:
+            self._catch_up(first, tensors, numbers, left if is_followed else None)
+        if left is not None and not is_followed:
             targets, steps, stale, seconds = self._handed_in
             self._targets, self._steps = self._targets + targets, self._steps + steps
             self._stale, self._seconds = self._stale + stale, self._seconds + seconds
@@ -200,33 +216,70 @@ class ElasticReplicas(OwnPaceReplicas):
         self._next_round()
         events.emit(events.ReplicasFormed(self.progress, self.world.count, before))
 
+    def _take_back(self) -> dict[str, Tensor] | None:
+        """Progress that was on its way: what weights were when it left. Nothing refers to its exchange any more."""
+        flight = self._flights.pop(0, None)
+        return None if flight is None else flight.left
+
+    def _have_all_met(self) -> bool:
+        """Whether all are through the exchange by which they met; else they form anew."""
+        failure: str | None = None
+        try:
+            self._exchange.gather(None)
+        except ReplicaError as error:
+            failure = str(error)
+        if any(self._ranks.gather(lambda: failure is not None)):
+            logger.warning("a meeting has failed (%s); replicas form anew", failure or "on another rank")
+            self._form()
+            return False
+        return True
+
+    def _is_without_who_knows(self, first: _Standing) -> bool:
+        """Whether the training is further than all that are here, who have just come and took the places of who knows.
+
+        Raises:
+            ReplicaError: who knows does not come.
+        """
+        furthest = self._ranks.first(lambda: self._members.furthest(first.progress))
+        if not first.is_new or furthest <= first.progress:
+            return False
+        self._waits += 1
+        if self._waits >= _ATTEMPTS:
+            raise ReplicaError(
+                f"the training {self._elastic.config.run!r} at {self._elastic.config.endpoint} was {furthest} steps far, and of "
+                f"the {self.world.count} replicas that are there none was in it: resume it, or give another `run` "
+                "(recparallel.data_parallel.elastic)"
+            )
+        self._leave_group()
+        time.sleep(self._elastic.config.last_call_s)
+        return True
+
     def _leave_group(self) -> None:
         if self._is_joined:
             self._exchange.give_up()
             self._is_joined = False
 
-    def _enter(self) -> list[_Standing]:
+    def _enter(self) -> None:
         self._exchange = OuterExchange(self.world, self.section.compression, self.mode, name=self._members.round)
         self._is_joined = True
-        own = _Standing(
+
+    def _standing(self) -> _Standing:
+        return _Standing(
             self.progress,
             self._exchanges,
             self._is_new,
-            self._identity(),
+            self._identities,
+            self._digests,
             (self._clock, self._landed, self._longest),
             self._seen,
             self._dealing or (f"dealt/{uuid.uuid4().hex}", self.progress * self._of),
             self._followed,
         )
-        return list(self._exchange.gather(own))
 
     def _refuse_unlike(self, first: _Standing) -> None:
-        own = self._identity()
-        for unlike in self._ranks.gather(lambda: [pair for pair in zip(own, first.identity) if pair[0] != pair[1]]):
-            if unlike:
-                self._leave_group()
-                mine, theirs = unlike[0]
-                raise _OddError(f"this replica is not like the others: it has {mine}, they have {theirs}")
+        for mine, theirs in zip(self._identities, first.identity):
+            if mine != theirs:
+                raise ReplicaError(f"this replica is not like the others: it has {mine}, they have {theirs}")
 
     def _hand_on(self, first: int, *, any_behind: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What those behind need."""
@@ -268,16 +321,25 @@ class ElasticReplicas(OwnPaceReplicas):
         self._load_outer(outer)
         self._clock, self._landed, self._longest = first.counters
         self._exchanges, self._followed = first.exchanges, dict(first.followed)
-        if self._is_new:
-            self._seen = first.seen
-            if self.progress and hasattr(self.engine.lr_scheduler, "last_batch_iteration"):
-                self.engine.lr_scheduler.step(self.progress - 1)
+        self._seen = first.seen
+        if self._is_new and self.progress and hasattr(self.engine.lr_scheduler, "last_batch_iteration"):
+            self.engine.lr_scheduler.step(self.progress - 1)
 
 
-class _OddError(ReplicaError):
-    """It is this replica that is not like the others."""
+def _failure_of(landing: Future[Mean]) -> str | None:
+    """What the exchange has failed by, if others may be the cause. What it refers to is let go: the group closes with the last
+    reference to it."""
+    wait([landing])
+    error = landing.exception()
+    if not isinstance(error, (RuntimeError, dist.DistError)):
+        return None
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    return str(error)
 
 
 def _is_behind(one: _Standing, first: _Standing) -> bool:
-    """Who begins anew may have been seeded otherwise; who goes on from a checkpoint of the same step has the same weights."""
-    return one.how_far != first.how_far or (one.is_new and not one.progress)
+    """Who has just come needs nothing only where all have, with the same weights."""
+    if one.is_new:
+        return not first.is_new or one.progress != first.progress or one.digest != first.digest
+    return (one.how_far, one.followed) != (first.how_far, first.followed)

@@ -1,5 +1,6 @@
 """What one rank of a replica exchanges with its like in the others: progress, by a codec, and a header that says what it is of."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -125,9 +126,12 @@ class OuterExchange:
         self._thread.shutdown()
 
     def give_up(self) -> None:
-        """A replica has gone: the others, who may wait for this one, find out."""
+        """A replica has gone. Connections close, by which others find out that wait for this one: gloo closes them when nothing
+        refers to the group any more."""
         self.close()
         dist.destroy_process_group(self._group)
+        del self._group, self.hook
+        gc.collect()
 
     @contextmanager
     def named(self, what: str) -> Iterator[None]:

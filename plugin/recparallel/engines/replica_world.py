@@ -38,11 +38,6 @@ class ReplicaWorld:
     store: Store
     timeout: timedelta
 
-    @property
-    def tells(self) -> bool:
-        """Whether this replica has cut the model."""
-        return self.number == 0
-
     def tell_cut(self, partition: Partition | None) -> None:
         """The first replica has measured and cut; the others, which can exchange the same layers alone, take its cut.
 

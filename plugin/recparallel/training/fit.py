@@ -102,8 +102,8 @@ class Fit:
     def _by_the_clock(self, bar: Any, step: int, total_steps: int) -> int:
         """Save and validate where it is time to; replicas that meet for it move the clock on. What it shows then."""
         while (now := self.engine.recparallel.progress) != step:
-            before, step = step, now
-            bar.update(step - before)
+            bar.update(now - step)
+            before, step = self.engine.recparallel.last_seen(step), now
             if _passes(self.settings.save_steps, before, step):
                 self.engine.recparallel.meet()  # until then some have read what is not counted yet
                 self.checkpointer.save(sampler=self.loader.sampler.state_dict())

@@ -52,6 +52,7 @@ bench: install
 	$(BIN)/python -m benchmarks quality --json docs/results/quality.json
 	$(BIN)/python -m benchmarks ragged --json docs/results/ragged.json
 	$(BIN)/python -m benchmarks async --json docs/results/async.json
+	$(BIN)/python -m benchmarks async_quality --json docs/results/async_quality.json
 	$(BIN)/python -m benchmarks click --json docs/results/click.json
 	$(BIN)/python -m benchmarks preparation --json docs/results/preparation.json
 	$(BIN)/python -m benchmarks endurance --json docs/results/endurance.json

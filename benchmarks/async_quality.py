@@ -24,7 +24,6 @@ STUDY = Study(
         Way("diloco, 10 steps", _apart("diloco", local_steps=10, **_OUTER)),
         Way("bounded_staleness, 10 and 5 steps", _apart("bounded_staleness", local_steps=[10, 5], **_OUTER)),
         Way("local_sgd, 8 steps", _apart("local_sgd", local_steps=8)),
-        Way("diloco, 20 steps, momentum 0.9", _apart("diloco", local_steps=20)),
     ),
     Path("docs") / "data_parallel.md",
 )

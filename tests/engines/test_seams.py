@@ -172,6 +172,15 @@ OWN_ATTRIBUTES = {
     "_outer",
     "_step_outer",
     # ElasticReplicas, Membership
+    "_digest",
+    "_digests",
+    "_have_all_met",
+    "_identities",
+    "_is_without_who_knows",
+    "_soon",
+    "_standing",
+    "_take_back",
+    "_waits",
     "_catch_up",
     "_dealing",
     "_elastic",
@@ -198,7 +207,6 @@ OWN_ATTRIBUTES = {
     "_refuse_unlike",
     "_seen",
     "_speeds",
-    "_told",
 }
 """Private names of our own objects."""
 

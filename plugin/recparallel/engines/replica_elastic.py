@@ -13,7 +13,6 @@ import traceback
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from recparallel.engines.engine_state import collect_parts, read_weights, restor
 from recparallel.engines.replica_exchange import Mean, OuterExchange
 from recparallel.engines.replica_membership import Elastic, Membership
 from recparallel.engines.replica_own_pace import OwnPaceReplicas
+from recparallel.engines.replica_standing import Standing, is_behind
 from recparallel.engines.replica_world import ReplicaWorld
 from recparallel.errors import ReplicaError
 
@@ -36,38 +36,6 @@ logger = logging.getLogger(__name__)
 _OUTER = "outer"
 _ATTEMPTS = 5
 """That fail in a row, until it is not the others who fail."""
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """How far a replica is, as it tells the others when they form a group.
-
-    Attributes:
-        progress: steps of the training.
-        exchanges: that it has followed since the training began at this meeting point.
-        is_new: it has been in no group yet.
-        identity: what must be the same for all, in words.
-        digest: of the common weights of one that is new.
-        counters: of an :class:`OwnPaceReplicas`, which those behind take over.
-        seen: progress, as its training loop has seen it last.
-        dealing: the counter by which batches are dealt out, and from which number.
-        followed: ``exchanges`` at the end of each group, by its name.
-    """
-
-    progress: int
-    exchanges: int
-    is_new: bool
-    identity: tuple[Any, ...]
-    digest: tuple[str, ...]
-    counters: tuple[int, int, int]
-    seen: int
-    dealing: tuple[str, int]
-    followed: dict[str, int]
-
-    @property
-    def how_far(self) -> tuple[bool, int, int]:
-        """Who was there before is further than who has just come."""
-        return not self.is_new, self.progress, self.exchanges
 
 
 class ElasticReplicas(OwnPaceReplicas):
@@ -194,7 +162,7 @@ class ElasticReplicas(OwnPaceReplicas):
             self._refuse_unlike(first)
             if any(one.identity != first.identity for one in standings) or self._is_without_who_knows(first):
                 continue  # somebody who is not like the others leaves, or makes room
-            behind = [one is not first and _is_behind(one, first) for one in standings]
+            behind = [one is not first and is_behind(one, first) for one in standings]
             try:
                 self._ranks.together(self._enter)
                 tensors, numbers = self._ranks.together(partial(self._hand_on, number, any_behind=any(behind)))
@@ -234,7 +202,7 @@ class ElasticReplicas(OwnPaceReplicas):
             return False
         return True
 
-    def _is_without_who_knows(self, first: _Standing) -> bool:
+    def _is_without_who_knows(self, first: Standing) -> bool:
         """Whether the training is further than all that are here, who have just come and took the places of who knows.
 
         Raises:
@@ -263,8 +231,8 @@ class ElasticReplicas(OwnPaceReplicas):
         self._exchange = OuterExchange(self.world, self.section.compression, self.mode, name=self._members.round)
         self._is_joined = True
 
-    def _standing(self) -> _Standing:
-        return _Standing(
+    def _standing(self) -> Standing:
+        return Standing(
             self.progress,
             self._exchanges,
             self._is_new,
@@ -276,7 +244,7 @@ class ElasticReplicas(OwnPaceReplicas):
             self._followed,
         )
 
-    def _refuse_unlike(self, first: _Standing) -> None:
+    def _refuse_unlike(self, first: Standing) -> None:
         for mine, theirs in zip(self._identities, first.identity):
             if mine != theirs:
                 raise ReplicaError(f"this replica is not like the others: it has {mine}, they have {theirs}")
@@ -299,7 +267,7 @@ class ElasticReplicas(OwnPaceReplicas):
         return self._exchange.hand_on(tensors, first=first), self._exchange.as_first(numbers, first=first)
 
     def _catch_up(
-        self, first: _Standing, tensors: dict[str, Tensor], numbers: dict[str, Any], left: Mapping[str, Tensor] | None
+        self, first: Standing, tensors: dict[str, Tensor], numbers: dict[str, Any], left: Mapping[str, Tensor] | None
     ) -> None:
         """Take over what ``first`` has handed on, and keep what was learned since the weights were ``left``; if that is not given,
         since they were those in common."""
@@ -336,10 +304,3 @@ def _failure_of(landing: Future[Mean]) -> str | None:
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     return str(error)
-
-
-def _is_behind(one: _Standing, first: _Standing) -> bool:
-    """Who has just come needs nothing only where all have, with the same weights."""
-    if one.is_new:
-        return not first.is_new or one.progress != first.progress or one.digest != first.digest
-    return (one.how_far, one.followed) != (first.how_far, first.followed)

@@ -26,7 +26,7 @@ class BoundedStaleness(OwnPace):
         match_speed: a slower replica's round has fewer steps; False gives all the same.
         discount: exponent of the weight ``(1 + staleness) ** -discount`` of progress; 0 weighs by targets alone.
         outer_learning_rate: of the outer optimizer.
-        outer_momentum: of the outer optimizer; in [0, 1).
+        outer_momentum: of the outer optimizer; in [0, 1). More than this cost recommendations (docs/data_parallel.md).
         momentum_every: exchanges to one move of the momentum. In the paper, where every replica's progress is an update of its own,
             more than 1 is needed; here an update has that of all, and 1 learned more.
 
@@ -44,7 +44,7 @@ class BoundedStaleness(OwnPace):
         match_speed: bool = True,
         discount: float = 0.5,
         outer_learning_rate: float = 0.7,
-        outer_momentum: float = 0.9,
+        outer_momentum: float = 0.3,
         momentum_every: int = 1,
     ) -> None:
         check_number(staleness, "bounded_staleness: staleness", least=0, whole=True)

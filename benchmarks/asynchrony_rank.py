@@ -81,6 +81,7 @@ def _synchronous(job: Job, order: Order) -> dict[str, Any]:
 
 def _apart(job: Job, order: Order) -> dict[str, Any]:
     assert order.mode is not None
+    share = job.spec.global_batch // _world_size()  # of the launch: replicas are worlds of their own from then on
     config = config_of(job, num_replicas=_world_size())
     mode = order.mode or {"mode": "local_sgd", "local_steps": 10**6}
     config["recparallel"] = {"stages": 1, "attention": "fastest", "data_parallel": mode}
@@ -104,7 +105,7 @@ def _apart(job: Job, order: Order) -> dict[str, Any]:
     with events.subscribe(lambda event: told.append(event) if isinstance(event, events.ReplicaExchange) else None):
         report = _measured(
             step,
-            job.spec.global_batch // _world_size(),
+            share,
             lambda steps, spent: steps == count if count else spent >= order.seconds,
         )
     if replicas is None:

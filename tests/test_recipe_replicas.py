@@ -49,6 +49,7 @@ def test_a_mode_that_spoils_recommendations_is_left(tmp_path):
     assert len(seen) == 5  # it goes on watching
 
 
+@pytest.mark.slow  # the test above has a launch of them too
 def test_replicas_learn_apart(tmp_path):
     log = write_small_log(tmp_path / "log")
     section = {"data_parallel": {"mode": "diloco", "local_steps": 4, "overlap": 1, "compression": "int8"}}

@@ -216,6 +216,7 @@ def test_one_that_is_not_like_the_others_is_not_let_in(meet):
     assert "is over" in meeting.log("late")
 
 
+@pytest.mark.slow
 def test_nobody_at_the_meeting_point_and_too_few(meet):
     lost = meet({**MODES["local_sgd"], "timeout_s": 3.0, "elastic": {"endpoint": "127.0.0.1:9"}})
     few = meet({**MODES["local_sgd"], "timeout_s": 3.0, "elastic": {"least": 2}})

@@ -6,7 +6,6 @@ TALLRec and its baselines stand beside ours; theirs start from LLaMA-7B, or from
 """
 
 import json
-import os
 import statistics
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from benchmarks.output import console, print_lines
 from benchmarks.recipes import train
 from benchmarks.results import Results, row_of
 from benchmarks.study_tables import markdown_table, write_between_markers
-from benchmarks.workloads import DATA
+from benchmarks.workloads import DATA, data_folder
 
 DOCUMENT = Path("docs") / "click.md"
 RUNS = Path("runs") / "click"
@@ -40,7 +39,7 @@ def run(options: Options) -> int:
     Returns:
         0 if all trainings ended, whatever came out; 1 without the data.
     """
-    folder = Path(os.environ.get(DATA, Path("..") / "shared" / "data")) / "tallrec-movie"
+    folder = data_folder() / "tallrec-movie"
     if not folder.is_dir():
         console.print(f"TALLRec's movie prompts are not in {folder}; set {DATA}")
         return 1

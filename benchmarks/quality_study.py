@@ -6,7 +6,6 @@ command goes on where it was stopped.
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from benchmarks.output import console, print_lines
 from benchmarks.recipes import train
 from benchmarks.results import Results, row_of
 from benchmarks.study_tables import markdown_table, write_between_markers
-from benchmarks.workloads import DATA
+from benchmarks.workloads import DATA, data_folder
 from recparallel.evaluation.comparison import Comparison, compare_paired, ndcg_gains
 
 RUNS = Path("runs") / "quality"
@@ -98,7 +97,7 @@ def run_study(study: Study, options: Options) -> int:
     Returns:
         0 if all trainings ended, whatever came out; 1 without the data.
     """
-    folder = Path(os.environ.get(DATA, Path("..") / "shared" / "data")) / "ml-1m"
+    folder = data_folder() / "ml-1m"
     if not folder.is_dir():
         console.print(f"MovieLens-1M is not in {folder}; set {DATA}")
         return 1

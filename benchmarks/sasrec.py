@@ -5,7 +5,6 @@ for every user, off the clock. SASRec trains as its README says (``--maxlen=200 
 its own code in ``CHECKOUT``; ours is a card of the zoo.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from benchmarks.sasrec_plot import plot_points
 from benchmarks.sasrec_trainer import Point, Trainer
 from benchmarks.sasrec_trainers import Ours, Theirs
 from benchmarks.study_tables import markdown_table, write_between_markers
-from benchmarks.workloads import DATA
+from benchmarks.workloads import DATA, data_folder
 
 DOCUMENT = Path("docs") / "model_zoo.md"
 COLUMNS = ("training", "minutes", "epochs", "histories/s", "targets/s", "HR@10", "NDCG@10")
@@ -32,7 +31,7 @@ def run(options: Options) -> int:
     Returns:
         0; 1 without the data or the checkout.
     """
-    data = Path(os.environ.get(DATA, Path("..") / "shared" / "data")) / "ml-1m"
+    data = data_folder() / "ml-1m"
     if not data.is_dir():
         console.print(f"MovieLens-1M is not in {data}; set {DATA}")
         return 1

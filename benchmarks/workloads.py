@@ -19,6 +19,11 @@ DATA = "RECPARALLEL_DATA"
 _DEFAULT_DATA = Path("..") / "shared" / "data"
 
 
+def data_folder() -> Path:
+    """Where logs are that the repository does not contain."""
+    return Path(os.environ.get(DATA, _DEFAULT_DATA))
+
+
 @dataclass(frozen=True)
 class Workload:
     """A model, its loss and its batches.
@@ -78,14 +83,14 @@ class Workload:
 
     def data_file(self) -> Path | None:
         """The file of real histories, whether it is there or not; ``None`` for a synthetic workload."""
-        return None if self.file is None else Path(os.environ.get(DATA, _DEFAULT_DATA)) / self.file
+        return None if self.file is None else data_folder() / self.file
 
     def missing(self) -> str | None:
         """Why this workload cannot run here, or ``None``."""
         path = self.data_file()
         if path is None or path.is_file():
             return None
-        return f"{self.file} is not in the folder {os.environ.get(DATA, _DEFAULT_DATA)}; set {DATA}"
+        return f"{self.file} is not in the folder {data_folder()}; set {DATA}"
 
 
 WORKLOADS: dict[str, Workload] = {

@@ -75,7 +75,7 @@ def test_a_slow_replica_gets_less(pools):
         assert rows[-1] == [told[0][number]] * 2
 
 
-def test_equal_replicas_keep_equal_shares(pools):
+def test_equal_shares_by_hand_change_nothing(pools):
     found = pools[2].run(train, run=RUN, section={"data_parallel": {"shares": [2, 2]}})
     equal = pools[2].run(train, run=RUN, section={})
     assert [losses for losses, *_ in found] == [losses for losses, *_ in equal]  # to the last bit

@@ -108,7 +108,11 @@ class GlobalBatchSampler:
         while self.epoch == epoch:
             step = self.step
             self.epoch, self.step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
-            yield list(rows[step, self.replica])
+            yield self._own(rows[step])
+
+    def _own(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """This replica's micro-batches of a step, of which ``rows`` has the shape (replicas, micro-batches, micro_batch)."""
+        return list(rows[self.replica])
 
     def _epoch_rows(self, epoch: int) -> NDArray[np.int64]:
         """Row numbers, shape (steps, replicas, micro-batches of a replica, micro_batch)."""

@@ -1,6 +1,6 @@
 """Global batches of which replicas read parts of different sizes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,7 @@ class SharedSampler(GlobalBatchSampler):
         super().__init__(num_rows, **others)
         self._rows = rows
 
-    def __iter__(self) -> Iterator[list[NDArray[np.int64]]]:
-        epoch = self.epoch
-        steps = self._epoch_rows(epoch).reshape(self.steps_per_epoch, self.global_batch)
-        while self.epoch == epoch:
-            step = self.step
-            self.epoch, self.step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
-            rows = self._rows()
-            before, own = self.num_micro_batches * sum(rows[: self.replica]), rows[self.replica]
-            part = steps[step, before : before + self.num_micro_batches * own]
-            yield list(part.reshape(self.num_micro_batches, own))
+    def _own(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        shares, count = self._rows(), self.num_micro_batches
+        before, own = count * sum(shares[: self.replica]), shares[self.replica]
+        return list(rows.reshape(-1)[before : before + count * own].reshape(count, own))

@@ -115,9 +115,10 @@ class Elastic:
             ) from error
         except (RendezvousError, dist.DistError) as error:
             raise ReplicaError(
-                f"a replica {what} within {self.timeout.total_seconds():.0f} s (recparallel.data_parallel.timeout_s); the "
-                f"meeting point is {self.config.endpoint} (recparallel.data_parallel.elastic.endpoint), at least "
-                f"{self.config.least} of {self.count} replicas are needed: {error}"
+                f"a replica {what} in time (recparallel.data_parallel.timeout_s is {self.timeout.total_seconds():.0f} s; others "
+                f"are waited for twice as long); the meeting point is {self.config.endpoint} "
+                f"(recparallel.data_parallel.elastic.endpoint), at least {self.config.least} of {self.count} replicas are needed: "
+                f"{error}"
             ) from error
 
 
